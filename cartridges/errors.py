@@ -1,0 +1,55 @@
+"""The one error tree.
+
+A message is one line that says what was given, what was expected and what to do. The command line prints it and
+exits 2; anything outside this tree that reaches the user is a bug.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+MAX_NAMES_SHOWN = 20
+
+
+class CartridgesError(Exception):
+    """Base of every error a user can cause or mend. Line breaks in the message become spaces."""
+
+    def __init__(self, message: str) -> None:
+        """Keep `message` as one line."""
+        super().__init__(" ".join(message.splitlines()))
+
+
+class ConfigError(CartridgesError):
+    """A configuration names an unknown key or preset, or gives a value of the wrong kind."""
+
+
+class InputError(CartridgesError):
+    """A file or argument of the user cannot be used."""
+
+
+class FormatError(CartridgesError):
+    """An artifact written earlier is damaged or of another format."""
+
+
+class InterruptedRun(CartridgesError):
+    """A run stopped before its end; the message says how to resume it."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
+    """Message for a name that does not exist, with the nearest one that does.
+
+    >>> unknown_name("preset", "pockt", ["pocket", "paper"])
+    "unknown preset 'pockt'; did you mean 'pocket'? known: paper, pocket"
+    """
+    names = sorted(known)
+    message = f"unknown {kind} {given!r}"
+    if not names:
+        return f"{message}; there are none to choose from"
+    nearest = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1)
+    if nearest:
+        nearest = [name for name in names if name.lower() == nearest[0]]
+        message += f"; did you mean {nearest[0]!r}?"
+    else:
+        message += ";"
+    shown = ", ".join(names[:MAX_NAMES_SHOWN])
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return f"{message} known: {shown}{more}"
