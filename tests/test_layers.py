@@ -16,10 +16,16 @@ ROOT = Path(__file__).parent.parent
 
 # Imports go down this list or sideways. Patterns as in a shell; the longest that fits a module counts.
 LAYERS: list[tuple[str, list[str]]] = [
-    ("ground", ["cartridges", "cartridges.errors", "cartridges.config", "cartridges.log"]),
+    ("ground", ["cartridges", "cartridges.errors", "cartridges.config", "cartridges.log", "cartridges.provenance"]),
     ("nouns", ["cartridges.template", "cartridges.pocket", "cartridges.pocket.*"]),
-    ("model", ["cartridges.model", "cartridges.pocket.model", "cartridges.pocket.tokenizer"]),
-    ("verbs", ["cartridges.pocket.train", "cartridges.pocket.evaluate"]),
+    (
+        "model",
+        [
+            "cartridges.model",
+            *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
+        ],
+    ),
+    ("verbs", [f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()]),
     ("surfaces", ["cartridges.commands", "cartridges.commands.*", "cartridges.cli", "cartridges.__main__"]),
 ]
 MAX_FILE_LINES = 399
