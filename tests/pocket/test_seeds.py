@@ -1,0 +1,58 @@
+import pytest
+
+from cartridges.pocket.families import FAMILIES, make_context
+from cartridges.pocket.questions import DRAWS
+from cartridges.pocket.seeds import QUESTION_SHARES, SEED_PROMPTS, USE_CASES, draw_message
+from cartridges.pocket.understand import understand
+from cartridges.pocket.world import rng_of
+
+KINDS_BEHIND = {
+    "structuring": {"json", "yaml"},
+    "summarization": {"summary"},
+    "question": set(QUESTION_SHARES),
+    "use_case": {"lookup"},
+    "creative": {"creative"},
+}
+
+
+def messages(seed_kind: str, family: str) -> list:
+    contexts = [make_context(family, "train", seed) for seed in range(30)]
+    keys = [(index, i) for index in range(len(contexts)) for i in range(5)]
+    drawn = [(contexts[index], draw_message(rng_of(index, i), contexts[index], seed_kind)) for index, i in keys]
+    return [(context, message) for context, message in drawn if message]
+
+
+def test_the_kinds_are_those_of_the_paper():
+    assert SEED_PROMPTS.keys() == KINDS_BEHIND.keys()
+
+
+def test_no_prompt_serves_two_kinds():
+    prompts = [prompt for prompts in SEED_PROMPTS.values() for prompt in prompts]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_only_answerable_kinds_are_asked():
+    assert QUESTION_SHARES.keys() < DRAWS.keys() - {"unanswerable"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed_kind", SEED_PROMPTS)
+def test_messages_are_understood(seed_kind, family):
+    found = messages(seed_kind, family)
+    assert len(found) > 90
+    for context, message in found:
+        question = understand(message.text, context)
+        assert question, message.text
+        assert (question.kind, question.gold) == (message.kind, message.gold)
+
+
+@pytest.mark.parametrize("seed_kind", SEED_PROMPTS)
+def test_each_seed_prompt_leads_to_its_kinds_of_question(seed_kind):
+    kinds = {message.kind for family in FAMILIES for _, message in messages(seed_kind, family)}
+    assert kinds == KINDS_BEHIND[seed_kind]
+
+
+def test_use_cases_come_before_the_question():
+    for _, message in messages("use_case", "ward"):
+        (use_case,) = [text for text in USE_CASES if message.text.startswith(f"{text} ")]
+        assert message.text.count(use_case) == 1
