@@ -22,8 +22,9 @@ GROUPS: dict[str, str] = {
 COMMANDS: dict[str, str] = {
     "pocket train": "Train the pocket model from nothing.",
     "pocket eval": "Measure the pocket model.",
-    "pocket demo": "Show what the pocket model can do.",
-    "pocket world": "Show the synthetic world that pocket lives in.",
+    "pocket demo": "Read a document never seen before, and answer.",
+    "pocket world": "Print or write documents of the generated world, with questions.",
+    "pocket card": "Write the model card of a trained and measured run.",
 }
 
 EXIT_ERROR = 2

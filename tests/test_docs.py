@@ -1,6 +1,6 @@
 """The documentation is true: its commands run, its links lead somewhere, and it names every command.
 
-In README.md a fence marked `bash` is run as it stands; anything that must not run here is marked otherwise. Lines that
+On every page a fence marked `bash` is run as it stands; anything that must not run here is marked otherwise. Lines that
 start with `make` are only looked up, as make sets up an environment of its own.
 """
 
@@ -50,10 +50,14 @@ def run_block(block: str, folder: Path) -> subprocess.CompletedProcess[str]:
 README_BLOCKS = bash_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
+def test_the_readme_shows_commands():
+    assert README_BLOCKS
+
+
 @pytest.mark.timeout(1200)
-def test_readme_commands_run(tmp_path):
-    assert README_BLOCKS, "README.md shows no command"
-    for block in README_BLOCKS:  # in order and in one folder, as a reader would
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_run(page, tmp_path):
+    for block in bash_blocks(page.read_text(encoding="utf-8")):  # in order and in one folder, as a reader would
         result = run_block(other_lines(block), tmp_path)
         assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
 
@@ -67,6 +71,12 @@ def test_readme_make_targets_exist():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     assert broken_links(page) == []
+
+
+def test_generated_parts_are_those_of_the_result_files():
+    command = [sys.executable, str(ROOT / "docs" / "build.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from cartridges.pocket.families.code import CALLEE, RESULT
 from cartridges.pocket.families.tongue import ADJECTIVES, NOUNS, VERBS, Clause, draw_clause
 from cartridges.pocket.names import Names
 from cartridges.pocket.render import capitalized, grouped, joined
@@ -308,6 +309,8 @@ def _draw_unanswerable(rng: Random, context: Context) -> Question | None:
             for other in context.facts
             if context.kind_of[other.subject] == kind and other.relation.noun not in stated
         }
+        if CALLEE.noun in stated:  # a function that calls another returns what that one returns: told, in two hops
+            fitting.pop(RESULT.noun, None)
         if not fitting:
             return None
         subject, relation = fact.subject, fitting[rng.choice(sorted(fitting))]

@@ -197,6 +197,12 @@ def test_unanswerable_questions_have_no_fact():
         assert question.answer.endswith(f" is {NOT_TOLD}.")
 
 
+def test_what_a_caller_returns_is_never_called_unanswerable():
+    for context, question in asked("unanswerable", num_documents=2):
+        callers = {fact.subject for fact in context.facts if fact.relation.noun == "callee"}
+        assert not any(f"The result of {caller} is" in question.answer for caller in callers)
+
+
 def test_unanswerable_questions_are_about_strangers_and_about_the_known():
     known = [
         any(subject in question.text for subject in context.by_subject if " " in subject)

@@ -1,0 +1,101 @@
+"""How right a reply is: one number in [0, 1] for each question, by rules that need no model.
+
+Values are read off the end of a reply ("... is <value>."); JSON and YAML are parsed; summaries and rhymes are checked
+claim by claim against what the document tells; translations get chrF (Popovic 2015, as sacrebleu computes it).
+"""
+
+import json
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+import yaml
+
+from cartridges.errors import CartridgesError
+from cartridges.pocket.questions import NOT_KNOWN, NOT_TOLD, Question
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.chrf import CHRF
+
+
+def normalized(text: str) -> str:
+    """Text without case, extra white space and full stop."""
+    return re.sub(r"\s+", " ", text).strip().strip(".").strip().lower()
+
+
+def final_value(reply: str) -> str:
+    """What a reply concludes: the text behind its last "is"."""
+    return re.split(r"\bis\s", reply)[-1]
+
+
+def abstains(reply: str) -> bool:
+    """Whether the reply says that it is not told in the text, or that the model does not know."""
+    return normalized(reply) == normalized(NOT_KNOWN) or normalized(final_value(reply)) == NOT_TOLD
+
+
+def score(question: Question, reply: str) -> float:
+    """1 for right, 0 for wrong; for a translation chrF / 100. Raises CartridgesError where sacrebleu is missing."""
+    rule = RULES.get(question.kind, score_value)
+    return float(rule(question, reply))
+
+
+def score_value(question: Question, reply: str) -> bool:
+    """Whether the reply concludes with the right value."""
+    return normalized(final_value(reply)) == normalized(question.gold[0])
+
+
+def score_abstention(question: Question, reply: str) -> bool:
+    """Whether the reply admits that there is no answer."""
+    return abstains(reply)
+
+
+def score_record(question: Question, reply: str) -> bool:
+    """Whether the reply parses and holds just the right keys and values."""
+    try:
+        given = json.loads(reply) if question.kind == "json" else yaml.safe_load(reply)
+    except (ValueError, yaml.YAMLError):
+        return False
+    expected = dict(json.loads(pair) for pair in question.gold)
+    return isinstance(given, dict) and {str(key): str(value) for key, value in given.items()} == expected
+
+
+def score_summary(question: Question, reply: str) -> bool:
+    """Whether it names the subject, claims nothing untrue, and tells at least three things (or all there are)."""
+    subject, *told = question.gold
+    head, _, body = reply.strip().rstrip(".").partition(": ")
+    claimed = body.split("; ")
+    return head == subject and set(claimed) <= set(told) and len(set(claimed)) >= min(3, len(told))
+
+
+def score_creative(question: Question, reply: str) -> bool:
+    """Whether it has two lines or more, names the subject and tells one true thing of it."""
+    subject, *told = question.gold
+    return len(reply.strip().splitlines()) >= 2 and subject in reply and any(claim in reply for claim in told)
+
+
+@cache
+def chrf() -> "CHRF":
+    """The scorer of translations. Raises CartridgesError where sacrebleu is not installed."""
+    try:
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        raise CartridgesError(
+            "translations are scored by sacrebleu, which is missing; pip install cartridges[eval]"
+        ) from None
+    return CHRF()
+
+
+def score_translation(question: Question, reply: str) -> float:
+    """The sentence's chrF, in [0, 1]."""
+    return chrf().sentence_score(normalized(final_value(reply)), [normalized(question.gold[0])]).score / 100
+
+
+RULES = {
+    "json": score_record,
+    "yaml": score_record,
+    "summary": score_summary,
+    "creative": score_creative,
+    "translation": score_translation,
+    "unanswerable": score_abstention,
+    "unknown": score_abstention,
+}
