@@ -54,7 +54,7 @@ questions by `questions.py` and seed prompts by `seeds.py`; nothing was collecte
 
 
 def write_card(run: Path) -> Path:
-    """Put README.md, eval.json, metrics.jsonl, curves.png and the manifest of digests into `run/model`; gives that folder.
+    """Put README.md, eval.json, metrics.jsonl, curves.png and a manifest of digests into `run/model`; gives its path.
 
     Needs a finished run measured by `cartridges pocket eval --model RUN/model --json RUN/eval.json`.
     """
