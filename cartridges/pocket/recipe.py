@@ -1,0 +1,123 @@
+"""The recipe of the pocket model: its shape, its curriculum of lengths and its learning rates, as presets.
+
+Found on the validation split. `small` is what the bundled weights were made with.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from cartridges.config import Config
+
+
+class Phase(Config):
+    """A part of the training with rows of one length."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    steps: int = Field(gt=0)
+    length: int = Field(gt=15, description="tokens of a row")
+    rows: int = Field(gt=0)
+    context_share: float = Field(0.65, gt=0.3, lt=1, description="largest part of a row that documents take")
+
+
+class PocketConfig(Config):
+    """Everything that the weights depend on."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=2**63)
+    vocab_size: int = Field(2048, ge=300)
+    num_layers: int = Field(5, gt=0)
+    hidden_size: int = Field(256, gt=0)
+    mlp_size: int = Field(640, gt=0)
+    num_heads: int = Field(4, gt=0)
+    num_kv_heads: int = Field(2, gt=0)
+    head_size: int = Field(64, gt=0, multiple_of=2, description="64 fits vLLM's CPU kernels")
+    window: int = Field(8192, gt=0, description="max_position_embeddings")
+    rope_theta: float = Field(100_000.0, gt=0)
+    phases: list[Phase] = Field(min_length=1)
+    target_share: float = Field(0.4, gt=0, le=1, description="positions of a batch that carry loss, at most")
+    muon_lr: float = Field(0.02, gt=0, description="for matrices")
+    adam_lr: float = Field(3e-3, gt=0, description="for embeddings and norms")
+    warmup_steps: int = Field(50, ge=0)
+    decay_share: float = Field(0.5, gt=0, le=1, description="last part of the run, where rates fall to final_lr_ratio")
+    final_lr_ratio: float = Field(0.02, ge=0, le=1)
+    checkpoint_every: int = Field(100, gt=0)
+    log_every: int = Field(10, gt=0)
+    compile: bool = True
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {
+            "num_layers": 2,
+            "hidden_size": 64,
+            "mlp_size": 128,
+            "num_heads": 1,
+            "num_kv_heads": 1,
+            "vocab_size": 512,
+            "phases": [{"steps": 6, "length": 256, "rows": 2}, {"steps": 4, "length": 320, "rows": 2}],
+            "warmup_steps": 2,
+            "checkpoint_every": 4,
+            "log_every": 1,
+            "compile": False,
+        },
+        "small": {
+            "phases": [
+                {"steps": 700, "length": 256, "rows": 48},
+                {"steps": 800, "length": 512, "rows": 24},
+                {"steps": 300, "length": 1024, "rows": 12, "context_share": 0.75},
+                {"steps": 100, "length": 2048, "rows": 6, "context_share": 0.8},
+                {"steps": 60, "length": 4096, "rows": 3, "context_share": 0.9},
+            ],
+        },
+        "base": {
+            "num_layers": 8,
+            "hidden_size": 384,
+            "mlp_size": 1024,
+            "num_heads": 6,
+            "num_kv_heads": 2,
+            "phases": [
+                {"steps": 1500, "length": 256, "rows": 192},
+                {"steps": 2500, "length": 512, "rows": 96},
+                {"steps": 1200, "length": 1024, "rows": 48, "context_share": 0.75},
+                {"steps": 500, "length": 2048, "rows": 24, "context_share": 0.8},
+                {"steps": 400, "length": 4096, "rows": 12, "context_share": 0.9},
+            ],
+        },
+    }
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"given num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}, "
+                "expected a multiple of num_kv_heads as num_heads"
+            )
+        longest = max(phase.length for phase in self.phases)
+        if longest > self.window:
+            raise ValueError(f"given a phase of length {longest}, expected at most the window, {self.window}")
+        for phase in self.phases:
+            if phase.rows * phase.length * self.target_share < 1:
+                raise ValueError(
+                    f"given target_share={self.target_share}, expected at least one target in the "
+                    f"{phase.rows * phase.length} tokens of a batch"
+                )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that step `step` (from 0) belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        raise IndexError(step)
+
+    def lr_ratio(self, step: int) -> float:
+        """Warm-up, constant, then linear decay; a fraction of the top rates."""
+        decay_steps = max(1, round(self.num_steps * self.decay_share))
+        left = (self.num_steps - step) / decay_steps
+        return min(1.0, (step + 1) / max(1, self.warmup_steps), max(self.final_lr_ratio, left))
