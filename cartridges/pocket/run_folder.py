@@ -1,0 +1,101 @@
+"""What the folder of a run promises: one process at a time writes in it, and a file is there whole or not at all.
+
+A process that dies at any moment releases the folder and leaves at most `*.partial`, which the next one writes anew.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from cartridges.errors import InputError
+
+LOCK = ".lock"
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with the run in `folder`."""
+    return f"cartridges pocket train {shlex.quote(str(folder))}"
+
+
+def claim(folder: Path) -> TextIO:
+    """Make `folder` and hold it until the result is closed or the process dies.
+
+    Raises InputError where another process holds it, or where it is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        raise InputError(f"given {folder}, expected a folder; {file} is a file") from error
+    lock = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise InputError(
+            f"{folder} is in use by process {holder or '(unknown)'}; wait for its end or give another folder"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that at every moment the old or the new one is there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _named(error, path) from error
+
+
+def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write a folder, and put it at `path` when it is whole; an older one there is replaced."""
+    partial, old = (path.with_name(path.name + ending) for ending in (".partial", ".old"))
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        partial.mkdir()
+        fill(partial)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _named(error, path) from error
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors_told(folder: Path) -> Iterator[None]:
+    """Turn a disk that is full or closed to us into an InputError with the way out."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = error.filename or folder
+        raise InputError(f"{where}: {error.strerror or error}; mend that and give the same command again") from error
+
+
+def _named(error: Exception, path: Path) -> Exception:
+    """The error with the name of the file; a library in Rust tells a full disk in its message alone."""
+    told = _RUST_ERROR.search(str(error))
+    number = (error.errno or errno.EIO) if isinstance(error, OSError) else int(told[1]) if told else None
+    return error if number is None else OSError(number, os.strerror(number), str(path))
