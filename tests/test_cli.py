@@ -88,7 +88,7 @@ def test_unknown_command_suggests_the_nearest():
     result = run("pocket", "trian")
     assert result.returncode == 2
     assert result.stderr == (
-        "error: unknown command 'trian'; did you mean 'train'? known: demo, eval, train, world; "
+        "error: unknown command 'trian'; did you mean 'train'? known: card, demo, eval, train, world; "
         "see 'cartridges pocket --help'\n"
     )
 

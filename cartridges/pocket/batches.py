@@ -4,13 +4,14 @@ Shapes: B rows, T tokens, M targets. A batch is a function of its key alone, so 
 Chat pieces are tokenized apart and joined; special tokens split text, so this equals `apply_chat_template`.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cartridges.pocket.lessons import Lesson, draw_lesson
+from cartridges.pocket.lessons import Lesson, Turn, draw_lesson
 from cartridges.pocket.tokenizer import END, START
 from cartridges.pocket.world import rng_of
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ANSWER_WEIGHT = 1.0
+# The few tokens in which an answer concludes decide it, and are a small part of all: they count more, the more so where
+# one token decides and what leads to it is easy.
+CONCLUSION_WEIGHT = 2.0
+CONCLUSION_WEIGHTS = {"multiple_choice": 4.0, "comparison": 6.0, "count": 6.0, "translation": 3.0, "reverse": 4.0}
+CONCLUSIONS = {"multiple_choice": re.compile(r" \([A-D]\)\.$"), "comparison": re.compile(r" (more|less) than ")}
+UNCONCLUDED = {"ask", "json", "yaml", "summary", "creative", "unknown"}
 # What is not an answer is learned a little: it is how the model first finds out about repetition. It is learned at a
 # sample of the positions only, with weight in proportion, to save the vocabulary projection.
 TEXT_WEIGHT = 0.05
@@ -58,33 +65,68 @@ class Batch:
     kinds: list[str]
 
 
-def encode_lesson(encoder: ChatEncoder, lesson: Lesson, length: int, kinds: list[str]) -> tuple[list[int], list[int]]:
-    """Token ids and turn numbers (0 outside of answers) of a lesson cut at `length`; kinds grows by its turns."""
-    ids = encoder.message("system", lesson.system) if lesson.system else []
-    turns = [0] * len(ids)
-    while len(ids) < length:
+@dataclass
+class Row:
+    """Token ids, and for each the number of the turn it answers in (0 outside of answers) and its weight there."""
+
+    ids: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, ids: list[int], turn: int = 0, weight: float = 0.0) -> None:
+        """Put `ids` at the end."""
+        self.ids += ids
+        self.turns += [turn] * len(ids)
+        self.weights += [weight] * len(ids)
+
+    def cut(self, length: int) -> "Row":
+        """The first `length` tokens."""
+        return Row(self.ids[:length], self.turns[:length], self.weights[:length])
+
+
+def encode_lesson(encoder: ChatEncoder, lesson: Lesson, length: int, kinds: list[str]) -> Row:
+    """A lesson cut at `length` tokens; kinds grows by its turns."""
+    row = Row()
+    if lesson.system:
+        row.add(encoder.message("system", lesson.system))
+    while len(row.ids) < length:
         turn = lesson.next_turn()
         kinds.append(turn.kind)
-        question = encoder.message("user", turn.user) + encoder.heads["assistant"]
-        answer = [*encoder.encode(turn.assistant), encoder.end]
-        ids += question + answer + encoder.newline
-        turns += [0] * len(question) + [len(kinds) - 1] * len(answer) + [0] * len(encoder.newline)
-    return ids[:length], turns[:length]
+        row.add(encoder.message("user", turn.user) + encoder.heads["assistant"])
+        head, tail = split_conclusion(turn)
+        row.add(encoder.encode(head), len(kinds) - 1, ANSWER_WEIGHT)
+        row.add(encoder.encode(tail), len(kinds) - 1, CONCLUSION_WEIGHTS.get(turn.kind, CONCLUSION_WEIGHT))
+        row.add([encoder.end], len(kinds) - 1, ANSWER_WEIGHT)
+        row.add(encoder.newline)
+    return row.cut(length)
 
 
-def draw_row(
-    encoder: ChatEncoder, rng: Random, length: int, num_tokens: int, kinds: list[str]
-) -> tuple[list[int], list[int]]:
+def split_conclusion(turn: Turn) -> tuple[str, str]:
+    """An answer up to where it decides, and the rest; cut before a space, so that the tokens stay the same.
+
+    It decides after its last "is", or where CONCLUSIONS says. A message that the model asks, a record, a summary and a
+    rhyme decide nothing.
+    """
+    if turn.kind in UNCONCLUDED:
+        return turn.assistant, ""
+    if turn.kind in CONCLUSIONS:
+        found = CONCLUSIONS[turn.kind].search(turn.assistant)
+        cut = found.start() if found else len(turn.assistant)
+    else:
+        cut = turn.assistant.rfind(" is ") + len(" is")
+    return turn.assistant[:cut], turn.assistant[cut:]
+
+
+def draw_row(encoder: ChatEncoder, rng: Random, length: int, num_tokens: int, kinds: list[str]) -> Row:
     """A lesson as a row; where its documents leave no room for an answer, a shorter one, down to a sixteenth."""
-    ids: list[int] = []
-    turns: list[int] = []
+    row = Row()
     known = len(kinds)
     for attempt in range(5):
-        ids, turns = encode_lesson(encoder, draw_lesson(rng, "train", num_tokens >> attempt), length, kinds)
-        if any(turns):
-            return ids, turns
+        row = encode_lesson(encoder, draw_lesson(rng, "train", num_tokens >> attempt), length, kinds)
+        if any(row.turns):
+            return row
         del kinds[known:]
-    return ids, turns
+    return row
 
 
 def make_batch(
@@ -95,14 +137,15 @@ def make_batch(
     Documents take between a quarter and `context_share` of a row, about. Of answers that do not fit into `num_targets`
     (M) a sample is learned, and no text beside them.
     """
-    inputs, targets, turns, kinds = [], [], [], ["text"]
+    kinds = ["text"]
     rng = rng_of("batch", *key)
-    for _ in range(num_rows):
-        ids, row_turns = draw_row(encoder, rng, length + 1, int(length * rng.uniform(0.25, context_share)), kinds)
-        inputs.append(ids[:-1])
-        targets.append(ids[1:])
-        turns.append(row_turns[1:])
-    turns_flat = np.array(turns).reshape(-1)
+    rows = [
+        draw_row(encoder, rng, length + 1, int(length * rng.uniform(0.25, context_share)), kinds)
+        for _ in range(num_rows)
+    ]
+    ids = np.array([row.ids for row in rows])
+    turns_flat = np.array([row.turns[1:] for row in rows]).reshape(-1)
+    weights_flat = np.array([row.weights[1:] for row in rows], dtype=np.float32).reshape(-1)
     sampler = np.random.default_rng(rng.getrandbits(64))
     answers = np.flatnonzero(turns_flat)
     texts = np.flatnonzero((turns_flat == 0) & (sampler.random(turns_flat.size) < TEXT_SHARE))
@@ -110,10 +153,12 @@ def make_batch(
     texts = texts[: num_targets - answers.size]
     padding = np.zeros(num_targets - answers.size - texts.size, dtype=np.int64)
     positions = np.concatenate([answers, texts, padding])
-    weights = np.repeat(
-        np.array([ANSWER_WEIGHT, TEXT_WEIGHT / TEXT_SHARE, 0.0], dtype=np.float32),
-        [answers.size, texts.size, padding.size],
+    weights = np.concatenate(
+        [
+            weights_flat[answers],
+            np.full(texts.size, TEXT_WEIGHT / TEXT_SHARE, dtype=np.float32),
+            np.zeros(padding.size, dtype=np.float32),
+        ]
     )
-    return Batch(
-        np.array(inputs), positions, np.array(targets).reshape(-1)[positions], weights, turns_flat[positions], kinds
-    )
+    targets = ids[:, 1:].reshape(-1)[positions]
+    return Batch(ids[:, :-1].copy(), positions, targets, weights, turns_flat[positions], kinds)

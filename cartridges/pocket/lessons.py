@@ -22,11 +22,11 @@ TOKENS_PER_SIZE = {"ward": 125, "firm": 115, "code": 85, "tongue": 95, "haystack
 MAX_SIZE = {"tongue": 4}  # a tongue has only so many words
 KIND_SHARES = {
     "lookup": 30,
-    "reverse": 10,
-    "two_hop": 9,
-    "comparison": 7,
-    "count": 8,
-    "multiple_choice": 8,
+    "reverse": 12,
+    "two_hop": 8,
+    "comparison": 11,
+    "count": 9,
+    "multiple_choice": 12,
     "json": 5,
     "yaml": 5,
     "summary": 4,

@@ -1,6 +1,6 @@
 """Questions with exact answers, made from the facts of a context.
 
-An answer says what it looks up before it concludes ("The room of X is B-417. So the answer is C."). Where the gold is
+An answer says what it looks up before it concludes ("412 is more than 95. So the higher one is X."). Where the gold is
 one value, the answer ends with "is <value>.", so that one rule reads the value off any reply.
 `draw(rng, context, kind)` makes a question; its inverse is `understand.py`, from the same forms and answers.
 """
@@ -23,7 +23,7 @@ LOOKUP = ("What is the {phrase}?", "Tell me the {phrase}.")
 LOOKUP_OF = ("{s}: what is the {noun}?", "Which {noun} does {s} have?")
 REVERSE = ("Which {kind} has the {noun} {v}?",)
 TWO_HOP = ("What is the {noun} of {inner}?", "Tell me the {noun} of {inner}.")
-COMPARISON = ("Which has the {way} {noun}, {a} or {b}?", "{a} or {b}: which has the {way} {noun}?")
+COMPARISON = ("Which has the higher {noun}, {a} or {b}?", "{a} or {b}: which has the higher {noun}?")
 COUNT = ("How many {plural} does {s} have?", "Count the {plural} of {s}.")
 RECORD = ("Give the {nouns} of {s} as {format}.", "Write the {nouns} of {s} as {format}.")
 SUMMARY = ("Summarise what the text says about {s}.", "What do we know about {s}?")
@@ -90,11 +90,11 @@ def two_hop(text: str, context: Context, first: Fact, second: Fact) -> Question:
     return Question("two_hop", text, f"{step} {state([second])}", (second.value,), (first, second))
 
 
-def comparison(text: str, way: str, a: Fact, b: Fact) -> Question:
-    """Whichever subject has the number that is higher or lower, as `way` says."""
-    low, high = sorted((a, b), key=magnitude)
-    winner = (high if way == "higher" else low).subject
-    return Question("comparison", text, f"{state([a])} {state([b])} So the {way} one is {winner}.", (winner,), (a, b))
+def comparison(text: str, a: Fact, b: Fact) -> Question:
+    """Whichever subject has the higher number."""
+    told, winner = ("more", a.subject) if magnitude(a) > magnitude(b) else ("less", b.subject)
+    steps = f"{state([a])} {state([b])} {magnitude(a)} is {told} than {magnitude(b)}."
+    return Question("comparison", text, f"{steps} So the higher one is {winner}.", (winner,), (a, b))
 
 
 def count(text: str, facts: list[Fact]) -> Question:
@@ -103,10 +103,15 @@ def count(text: str, facts: list[Fact]) -> Question:
     return Question("count", text, answer, (str(len(facts)),), tuple(facts))
 
 
+def option(letter: str, value: str) -> str:
+    """A line of a multiple-choice question."""
+    return f"{value} ({letter})"
+
+
 def multiple_choice(text: str, options: list[str], fact: Fact) -> Question:
     """The letter of the option that is the value of `fact`."""
     letter = LETTERS[options.index(fact.value)]
-    return Question("multiple_choice", text, f"{state([fact])} So the answer is {letter}.", (letter,), (fact,))
+    return Question("multiple_choice", text, state([fact]).removesuffix(".") + f" ({letter}).", (letter,), (fact,))
 
 
 def record(text: str, form: str, facts: list[Fact]) -> Question:
@@ -142,14 +147,14 @@ def creative(text: str, context: Context, subject: str, choice: int = 0) -> Ques
 
 
 def translation(text: str, context: Context, grammar: Grammar, clause: Clause) -> Question:
-    """The clause in the language of `grammar`; the context must have all its words."""
+    """The clause in the language of `grammar`; the context must have all its words. Rules first, then words."""
+    rules = [context.by_key[grammar.language, relation.noun][0] for relation in clause.rules]
     facts = [context.by_subject[word][0] for word in clause.words]
     words = {fact.subject: fact.value for fact in facts}
-    glosses = ", ".join(f"{fact.subject} is {fact.value}" for fact in facts)
+    glosses = ", ".join(f"{english} is {foreign}" for english, foreign in clause.gloss(grammar, words))
     translated = clause.translate(grammar, words)
-    return Question(
-        "translation", text, f"{capitalized(glosses)}. The sentence is {translated}.", (translated,), tuple(facts)
-    )
+    answer = f"{' '.join(state([rule]) for rule in rules)} {capitalized(glosses)}. The sentence is {translated}."
+    return Question("translation", text, answer, (translated,), tuple(rules + facts))
 
 
 def magnitude(fact: Fact) -> int:
@@ -219,9 +224,8 @@ def _draw_comparison(rng: Random, context: Context) -> Question | None:
     facts = rng.choice(groups)
     a = rng.choice(facts)
     b = rng.choice([fact for fact in facts if magnitude(fact) != magnitude(a)])
-    way = rng.choice(("higher", "lower"))
-    text = rng.choice(COMPARISON).format(way=way, noun=a.relation.noun, a=a.subject, b=b.subject)
-    return comparison(text, way, a, b)
+    text = rng.choice(COMPARISON).format(noun=a.relation.noun, a=a.subject, b=b.subject)
+    return comparison(text, a, b)
 
 
 def _draw_count(rng: Random, context: Context) -> Question | None:
@@ -252,7 +256,7 @@ def _draw_multiple_choice(rng: Random, context: Context) -> Question | None:
         return None
     options = [fact.value, *wrong]
     rng.shuffle(options)
-    lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    lines = [option(letter, value) for letter, value in zip(LETTERS, options, strict=True)]
     return multiple_choice("\n".join([question.text, *lines]), options, fact)
 
 

@@ -63,10 +63,10 @@ class PocketConfig(Config):
         "small": {
             "phases": [
                 {"steps": 700, "length": 256, "rows": 48},
-                {"steps": 800, "length": 512, "rows": 24},
-                {"steps": 300, "length": 1024, "rows": 12, "context_share": 0.75},
-                {"steps": 100, "length": 2048, "rows": 6, "context_share": 0.8},
-                {"steps": 60, "length": 4096, "rows": 3, "context_share": 0.9},
+                {"steps": 1100, "length": 512, "rows": 24},
+                {"steps": 200, "length": 1024, "rows": 12, "context_share": 0.75},
+                {"steps": 70, "length": 2048, "rows": 6, "context_share": 0.8},
+                {"steps": 40, "length": 4096, "rows": 3, "context_share": 0.9},
             ],
         },
         "base": {

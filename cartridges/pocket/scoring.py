@@ -44,6 +44,12 @@ def score_value(question: Question, reply: str) -> bool:
     return normalized(final_value(reply)) == normalized(question.gold[0])
 
 
+def score_choice(question: Question, reply: str) -> bool:
+    """Whether the last letter in brackets is that of the right option."""
+    letters = re.findall(r"\(([A-Z])\)", reply)
+    return bool(letters) and letters[-1] == question.gold[0]
+
+
 def score_abstention(question: Question, reply: str) -> bool:
     """Whether the reply admits that there is no answer."""
     return abstains(reply)
@@ -91,6 +97,7 @@ def score_translation(question: Question, reply: str) -> float:
 
 
 RULES = {
+    "multiple_choice": score_choice,
     "json": score_record,
     "yaml": score_record,
     "summary": score_summary,

@@ -95,7 +95,7 @@ def accuracy_by_kind(batch: Batch, right_M: torch.Tensor) -> dict[str, tuple[int
     """For each kind of turn, how many are wholly right given their own beginning, and how many there are."""
     wrong = set(batch.turns_M[~right_M.cpu().numpy()].tolist())
     tally: dict[str, tuple[int, int]] = {}
-    for turn in set(batch.turns_M[batch.weights_M == 1.0].tolist()) - {0}:
+    for turn in set(batch.turns_M.tolist()) - {0}:
         num_right, num_all = tally.get(batch.kinds[turn], (0, 0))
         tally[batch.kinds[turn]] = (num_right + (turn not in wrong), num_all + 1)
     return tally

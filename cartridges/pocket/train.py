@@ -221,7 +221,7 @@ class Run:
         loss, loss_M, right_M = self.loss_of(*tensors)
         loss.backward()
         self.optimizers.step(self.config.lr_ratio(self.step))
-        answers_M = tensors[3] == 1.0
+        answers_M = torch.from_numpy(batch.turns_M > 0).to(self.device)
         value = loss.item()
         if not math.isfinite(value):
             raise CartridgesError(f"the loss became {value} at step {self.step}; lower muon_lr and adam_lr, begin anew")

@@ -77,8 +77,9 @@ def _holder(context: Context, noun: str, value: str) -> Fact | None:
 
 def _read_choice(text: str, context: Context) -> Question | None:
     head, *lines = text.split("\n")
-    options = [line[3:] for line in lines]
-    if [line[:3] for line in lines] != [f"{letter}) " for letter in ask.LETTERS] or len(set(options)) != len(options):
+    options = [line.rpartition(" (")[0] for line in lines]
+    expected = [ask.option(letter, value) for letter, value in zip(ask.LETTERS, options, strict=False)]
+    if lines != expected or len(lines) != len(ask.LETTERS) or len(set(options)) != len(options):
         return None
     question = _read_lookup(head, context)
     if question is None or question.gold[0] not in options:
@@ -102,10 +103,10 @@ def _read_two_hop(text: str, context: Context) -> Question | None:
 def _read_comparison(text: str, context: Context) -> Question | None:
     for fields in _matches(ask.COMPARISON, text):
         a, b = (_single(context, fields[key], fields["noun"]) for key in "ab")
-        if fields["way"] not in ("higher", "lower") or not (a and b and a.relation.is_number):
+        if not (a and b and a.relation.is_number):
             continue
         if ask.magnitude(a) != ask.magnitude(b):
-            return ask.comparison(text, fields["way"], a, b)
+            return ask.comparison(text, a, b)
     return None
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import zlib
@@ -7,14 +8,17 @@ import pytest
 
 from cartridges.pocket.batches import (
     ANSWER_WEIGHT,
+    CONCLUSION_WEIGHT,
+    CONCLUSION_WEIGHTS,
     TEXT_SHARE,
     TEXT_WEIGHT,
     Batch,
     ChatEncoder,
     encode_lesson,
     make_batch,
+    split_conclusion,
 )
-from cartridges.pocket.lessons import KIND_SHARES, draw_lesson
+from cartridges.pocket.lessons import KIND_SHARES, Lesson, Turn, draw_lesson
 from cartridges.pocket.tokenizer import END, START
 from cartridges.pocket.world import rng_of
 
@@ -67,7 +71,7 @@ def test_the_head_of_a_reply_is_the_generation_prompt(encoder, tiny_tokenizer):
 
 def test_whole_lessons_are_what_the_chat_template_gives(encoder, tiny_tokenizer):
     for seed in range(10):
-        ids, _ = encode_lesson(encoder, draw_lesson(rng_of(seed), "train", 200), 600, [])
+        ids = encode_lesson(encoder, draw_lesson(rng_of(seed), "train", 200), 600, []).ids
         lesson = draw_lesson(rng_of(seed), "train", 200)
         messages = [{"role": "system", "content": lesson.system}] if lesson.system else []
         for turn in (lesson.next_turn() for _ in range(40)):
@@ -119,9 +123,55 @@ def test_no_position_is_learned_twice(batch):
 
 
 def test_weights_are_those_of_answers_text_and_padding(batch):
-    assert set(batch.weights_M[batch.turns_M > 0]) == {ANSWER_WEIGHT}
+    in_answers = set(batch.weights_M[batch.turns_M > 0])
+    assert {ANSWER_WEIGHT, CONCLUSION_WEIGHT} <= in_answers
+    assert in_answers <= {ANSWER_WEIGHT, CONCLUSION_WEIGHT, *CONCLUSION_WEIGHTS.values()}
     text = batch.weights_M[batch.turns_M == 0]
     assert set(text) == {np.float32(TEXT_WEIGHT / TEXT_SHARE), 0.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "conclusion"),
+    [
+        ("lookup", "The room of Kadi is E-674.", " E-674."),
+        ("two_hop", "The doctor of X is Y. The office of Y is E-674.", " E-674."),
+        ("multiple_choice", "The room of Kadi is E-674 (C).", " (C)."),
+        (
+            "comparison",
+            "The x of A is 412. The x of B is 95. 412 is more than 95. So the higher one is A.",
+            " more than 95. So the higher one is A.",
+        ),
+        ("unanswerable", "The room of Kadi is not told in the text.", " not told in the text."),
+        ("ask", "What is the room of Kadi?", ""),
+        ("json", '{"what": "it is so"}', ""),
+        ("unknown", "I do not know.", ""),
+    ],
+)
+def test_what_an_answer_concludes_counts_more(kind, answer, conclusion):
+    assert split_conclusion(Turn(kind, "?", answer)) == (answer.removesuffix(conclusion), conclusion)
+
+
+def test_only_the_concluding_tokens_have_the_weight_of_their_kind(encoder, tiny_tokenizer):
+    turn = Turn("multiple_choice", "Which?", "The room of Kadi is E-674 (C).")
+    kinds: list[str] = ["text"]
+    row = encode_lesson(encoder, Lesson(None, "", lambda: turn), 90, kinds)
+    first = [token for token, number in zip(row.ids, row.turns, strict=True) if number == 1]
+    heavy = [
+        token
+        for token, number, weight in zip(row.ids, row.turns, row.weights, strict=True)
+        if number == 1 and weight == CONCLUSION_WEIGHTS["multiple_choice"]
+    ]
+    assert tiny_tokenizer.decode(heavy) == " (C)."
+    assert tiny_tokenizer.decode(first) == turn.assistant + END
+
+
+def test_cutting_an_answer_changes_none_of_its_tokens(encoder):
+    for index in range(40):
+        lesson = draw_lesson(rng_of("cut", index), "train", 200)
+        for _ in range(6):
+            turn = lesson.next_turn()
+            head, tail = split_conclusion(turn)
+            assert encoder.encode(head) + encoder.encode(tail) == encoder.encode(turn.assistant)
 
 
 def test_text_is_learned_at_its_share_of_positions(batch):
@@ -147,7 +197,7 @@ def test_turns_name_the_kind_of_their_answers(batch, tiny_tokenizer):
     assert set(batch.kinds[1:]) <= {*KIND_SHARES, "unknown"}
     for turn, text in answer_texts(batch, tiny_tokenizer).items():
         if batch.kinds[turn] == "multiple_choice" and text.endswith(END):
-            assert "So the answer is " in text
+            assert re.search(r" \([A-D]\)\.", text)
 
 
 def test_answers_beyond_the_targets_are_sampled(encoder, batch):

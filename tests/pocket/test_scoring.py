@@ -44,6 +44,14 @@ def test_a_value_that_only_ends_like_the_right_one_is_wrong():
     assert score(question, "The dose is 40 mg and the drug is dofaol.") == 0
 
 
+def test_a_choice_is_its_letter_in_brackets():
+    question = Question("multiple_choice", "?", "", ("C",))
+    assert score(question, "The room of Vivis Tevax is E-674 (C).") == 1
+    assert score(question, "Either (A) or (C)") == 1
+    assert score(question, "The room of Vivis Tevax is E-674 (A).") == 0
+    assert score(question, "C") == 0
+
+
 def test_final_value_is_what_the_last_is_leads_to():
     assert final_value("The doctor of X is Y. The office of Y is E-674.") == "E-674."
     assert final_value("This analysis") == "This analysis"

@@ -131,9 +131,11 @@ def test_wrong_options_are_not_understood():
     for context, question in drawn("multiple_choice"):
         head, *lines = question.text.split("\n")
         right = "ABCD".index(question.gold[0])
-        without = [*lines[:right], f"{lines[right][:3]}{STRANGER}", *lines[right + 1 :]]
-        twice = [line[:3] + lines[right][3:] if index == (right - 1) % 4 else line for index, line in enumerate(lines)]
-        for options in (without, twice, lines[:3], [*lines, "E) x"], lines[::-1], [line[3:] for line in lines]):
+        without = [*lines[:right], f"{STRANGER}{lines[right][-4:]}", *lines[right + 1 :]]
+        twice = [
+            lines[right][:-4] + line[-4:] if index == (right - 1) % 4 else line for index, line in enumerate(lines)
+        ]
+        for options in (without, twice, lines[:3], [*lines, "x (E)"], lines[::-1], [line[:-4] for line in lines]):
             assert understand("\n".join([head, *options]), context) is None, options
 
 
@@ -147,7 +149,7 @@ def test_wrong_options_are_not_understood():
         ("Which doctor has the room A-100?", "Mevi Gadu"),
         ("What is the room of the doctor of Kadi Bofu?", "A-100"),
         ("What is the height of the patient with the room B-417?", "120 cm"),
-        ("Which has the lower height, Kadi Bofu or Pez Hokil?", "Kadi Bofu"),
+        ("Kadi Bofu or Pez Hokil: which has the higher height?", "Pez Hokil"),
         ("Count the drugs of Kadi Bofu.", "2"),
         ("How many drugs does Pez Hokil have?", "1"),
         ("I am writing a letter. What is the room of Bofu?", "B-417"),

@@ -81,17 +81,47 @@ class Clause:
         subject, thing = self.subject, self.object
         return list(filter(None, (subject.adjective, subject.noun, self.verb, thing.adjective, thing.noun)))
 
+    @property
+    def rules(self) -> list[Relation]:
+        """The rules of grammar that the sentence needs."""
+        phrases = (self.subject, self.object)
+        needed = {
+            ORDER: True,
+            ADJECTIVE: any(phrase.adjective for phrase in phrases),
+            PLURAL: any(phrase.plural for phrase in phrases),
+            PAST: self.past,
+        }
+        return [relation for relation, is_needed in needed.items() if is_needed]
+
+    def gloss(self, grammar: Grammar, words: dict[str, str]) -> list[tuple[str, str]]:
+        """Each word in the order of the English sentence, inflected, in English and in the language of `grammar`.
+
+        `words` gives the language's words by the English ones.
+        """
+        pairs: list[tuple[str, str]] = []
+        for phrase in (self.subject, None, self.object):
+            if phrase is None:
+                verb = (
+                    (self.verb + "ed", words[self.verb] + grammar.past) if self.past else (self.verb, words[self.verb])
+                )
+                pairs.append(verb)
+                continue
+            if phrase.adjective:
+                pairs.append((phrase.adjective, words[phrase.adjective]))
+            plural = (phrase.noun + "s", words[phrase.noun] + grammar.plural)
+            pairs.append(plural if phrase.plural else (phrase.noun, words[phrase.noun]))
+        return pairs
+
     def translate(self, grammar: Grammar, words: dict[str, str]) -> str:
         """The sentence in the language of `grammar`, whose `words` are given by the English ones."""
+        foreign = iter([word for _, word in self.gloss(grammar, words)])
 
         def phrase(part: Phrase) -> str:
-            noun = words[part.noun] + (grammar.plural if part.plural else "")
-            adjective = words[part.adjective] if part.adjective else ""
-            pair = (adjective, noun) if grammar.adjective_first else (noun, adjective)
-            return " ".join(filter(None, pair))
+            in_order = [next(foreign) for _ in range(2 if part.adjective else 1)]
+            return " ".join(in_order if grammar.adjective_first else reversed(in_order))
 
-        verb = words[self.verb] + (grammar.past if self.past else "")
-        parts = {"S": phrase(self.subject), "V": verb, "O": phrase(self.object)}
+        subject, verb, thing = phrase(self.subject), next(foreign), phrase(self.object)
+        parts = {"S": subject, "V": verb, "O": thing}
         return " ".join(parts[letter] for letter in grammar.order)
 
 
