@@ -1,9 +1,11 @@
 """The model card of a training run: its command, data, curves and measured table, beside the weights.
 
-Every number in the card is read from `eval.json`, `metrics.jsonl` and `config.yaml`; none is typed.
+Every number is read from the run's `eval.json`, `metrics.jsonl`, `config.yaml` and `manifest.json`; none is typed.
+What its `notes.md` says, where there is one, goes into the card as it stands.
 """
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from statistics import median
@@ -42,10 +44,10 @@ Held-out documents ({split} split: no name occurs in a training document), greed
 
 ## How it was made
 
-`cartridges pocket train OUT{preset}`: Qwen3 architecture, {shape}; {num_steps} steps, {num_tokens:.1f} million tokens,
-{minutes:.0f} minutes at {rate:.0f} tokens/s (median {rates}) on {train_hardware}. Muon for the matrices, AdamW for
-embeddings and norms; loss on answers, {text_weight} of it on the rest of the text.
-
+`{train_command}`: Qwen3 architecture, {shape}; {num_steps} steps, {num_tokens:.1f} million tokens. On
+{train_hardware}, {rates} (medians of tokens/s), which makes {minutes:.0f} minutes. Muon for the matrices, AdamW for
+embeddings and norms; loss on answers, more of it on the tokens that decide, {text_weight} of it on the other text.
+{notes}
 ![training curves](curves.png)
 
 Data: documents of five families (ward, firm, code, tongue, haystack) made by `cartridges/pocket/families/`, with
@@ -59,7 +61,10 @@ def write_card(run: Path) -> Path:
     Needs a finished run measured by `cartridges pocket eval --model RUN/model --json RUN/eval.json`.
     """
     model = run / "model"
-    needed = [model / "model.safetensors", *(run / name for name in ("eval.json", "metrics.jsonl", "curves.png"))]
+    needed = [
+        model / "model.safetensors",
+        *(run / name for name in ("eval.json", "metrics.jsonl", "curves.png", "manifest.json")),
+    ]
     for path in needed:
         if not path.exists():
             raise InputError(
@@ -86,13 +91,12 @@ def figures(run: Path) -> dict[str, object]:
     measured = json.loads((run / "eval.json").read_text())
     origin = json.loads((run / "manifest.json").read_text())
     rows = read_metrics(run / "metrics.jsonl")
+    notes = run / "notes.md"
     num_tokens = sum(phase.steps * phase.rows * phase.length for phase in config.phases)
     speeds: dict[int, list[float]] = {}
-    seconds, step = 0.0, 0
     for row in rows:
         speeds.setdefault(row["length"], []).append(row["tokens_per_s"])
-        seconds += (row["step"] - step) * phase_tokens(config, row["step"]) / row["tokens_per_s"]
-        step = row["step"]
+    seconds = sum(phase.steps * phase.rows * phase.length / median(speeds[phase.length]) for phase in config.phases)
     return {
         "parameters": origin["num_parameters"] / 1e6,
         "num_general": len(general_facts()),
@@ -102,25 +106,30 @@ def figures(run: Path) -> dict[str, object]:
         "hardware": measured["hardware"],
         "commit": measured["commit"],
         "table": target_table(measured),
-        "preset": f" --preset {origin['preset']}" if origin["preset"] else "",
+        "train_command": train_command(config),
+        "notes": f"\n{notes.read_text().strip()}\n" if notes.exists() else "",
         "shape": f"{config.num_layers} layers, width {config.hidden_size}, {config.num_heads} query and "
         f"{config.num_kv_heads} KV heads of {config.head_size}, MLP {config.mlp_size}, tied embeddings, "
         f"{config.vocab_size} tokens of byte-level BPE",
         "num_steps": config.num_steps,
         "num_tokens": num_tokens / 1e6,
         "minutes": seconds / 60,
-        "rate": num_tokens / seconds,
-        "rates": ", ".join(f"{median(speeds[length]):.0f} at length {length}" for length in sorted(speeds)),
+        "rates": ", ".join(f"{median(speeds[length]):.0f} in rows of {length}" for length in sorted(speeds)),
         "train_hardware": origin["hardware"],
         "text_weight": TEXT_WEIGHT,
         "phases": ", ".join(f"{phase.length} tokens x {phase.steps}" for phase in config.phases),
     }
 
 
-def phase_tokens(config: PocketConfig, step: int) -> int:
-    """Tokens of the step that ended as number `step` (from 1)."""
-    phase = config.phase_at(step - 1)
-    return phase.rows * phase.length
+def train_command(config: PocketConfig) -> str:
+    """The command that gives this configuration; one that is no preset is told from the nearest, `small`."""
+    presets = [name for name in PocketConfig.presets if PocketConfig.resolve(name) == config]
+    if presets:
+        return f"cartridges pocket train OUT --preset {presets[0]}"
+    small = PocketConfig.resolve("small").model_dump()
+    changed = {key: value for key, value in config.model_dump().items() if value != small[key]}
+    overrides = " ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in changed.items())
+    return f"cartridges pocket train OUT {overrides}"
 
 
 def target_table(measured: dict) -> str:

@@ -240,7 +240,7 @@ class Evaluation:
         best_len = len(self.tokenizer(best.text).input_ids)
         for attempt in range(24):
             rng = rng_of("long", self.split, self.seed, family, length, index, attempt)
-            context = fill_context(rng, family, self.split, round(length * (1.15 - 0.01 * attempt)))
+            context = fill_context(rng, family, self.split, round(length * (1.15 - 0.03 * attempt)))
             num_tokens = len(self.tokenizer(context.text).input_ids)
             if best_len < num_tokens <= length:
                 best, best_len = context, num_tokens

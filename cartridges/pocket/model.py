@@ -34,7 +34,7 @@ def check_files(path: Path) -> None:
     try:
         digests = json.loads(manifest.read_text())["sha256"]
         damaged = [name for name, digest in digests.items() if file_digest(path / name) != digest]
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise FormatError(
             f"{manifest} cannot be read ({type(error).__name__}); install or copy the model again"
         ) from error

@@ -1,0 +1,83 @@
+"""The model card is made of the run's own files."""
+
+import json
+
+import pytest
+
+from cartridges.errors import InputError
+from cartridges.pocket.card import train_command, write_card
+from cartridges.pocket.model import file_digest, load
+from cartridges.pocket.recipe import PocketConfig
+
+LINES = [
+    {"name": "lookup", "least": 0.99, "mean": 0.9917, "low": 0.98, "high": 0.995, "num": 1000},
+    {"name": "count", "least": 0.90, "mean": 0.75, "low": 0.7, "high": 0.8, "num": 300},
+]
+MEASURED = {
+    "split": "test",
+    "command": "cartridges pocket eval",
+    "seconds": 61.4,
+    "hardware": "a chip",
+    "commit": "abc",
+}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, tiny_tokenizer, tiny_config):
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_config.save(tmp_path / "config.yaml")
+    (tmp_path / "eval.json").write_text(json.dumps({**MEASURED, "targets": LINES, "cells": []}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"num_parameters": 3_250_000, "hardware": "two cores"}))
+    rows = [
+        {"step": step, "length": length, "tokens_per_s": speed}
+        for step, length, speed in [(3, 256, 1000), (6, 256, 3000), (8, 320, 640), (10, 320, 640)]
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "curves.png").write_bytes(b"a picture")
+    return tmp_path
+
+
+def test_the_card_tells_what_was_measured(run):
+    text = (write_card(run) / "README.md").read_text()
+    assert "| lookup | 99% | 99.2% | 98.0% - 99.5% | 1000 |" in text
+    assert "| count | 90% | 75.0% (not reached) | 70.0% - 80.0% | 300 |" in text
+    assert "3.2 million parameters" in text
+    assert "`cartridges pocket train OUT --preset tiny`" in text
+    assert "2000 in rows of 256, 640 in rows of 320" in text
+    assert "`cartridges pocket eval` in 61 s on a chip, commit abc" in text
+
+
+def test_notes_go_into_the_card(run):
+    (run / "notes.md").write_text("Made on a rainy day.\n")
+    assert "\nMade on a rainy day.\n" in (write_card(run) / "README.md").read_text()
+
+
+def test_the_folder_is_complete_and_its_digests_are_right(run):
+    folder = write_card(run)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(manifest["sha256"])
+    assert all(file_digest(folder / name) == digest for name, digest in manifest["sha256"].items())
+    assert {"README.md", "eval.json", "curves.png", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+    load(folder, "cpu")
+    write_card(run)  # again, over its own files
+    load(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    "missing", ["eval.json", "curves.png", "metrics.jsonl", "model/model.safetensors", "manifest.json"]
+)
+def test_what_is_missing_is_named(run, missing):
+    (run / missing).unlink()
+    with pytest.raises(
+        InputError, match=rf"{missing} is missing; train .* to the end and measure it with --json .*eval.json"
+    ):
+        write_card(run)
+
+
+def test_a_configuration_that_is_no_preset_is_told_by_what_differs():
+    assert train_command(PocketConfig.resolve("small")) == "cartridges pocket train OUT --preset small"
+    assert train_command(PocketConfig.resolve("small", overrides=["seed=3"])) == "cartridges pocket train OUT seed=3"
+    phases = "phases=[{steps: 5, length: 256, rows: 2}]"
+    told = train_command(PocketConfig.resolve("small", overrides=[phases]))
+    assert told.startswith("cartridges pocket train OUT 'phases=[{")
