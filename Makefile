@@ -20,6 +20,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pocket_training.py
 
 docs: $(STAMP)
+	$(BIN)/cartridges pocket demo > docs/results/pocket_demo.txt
 	$(BIN)/python docs/build.py
 
 clean:

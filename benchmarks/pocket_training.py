@@ -123,13 +123,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="preset tiny, seconds; writes only where --out says")
     parser.add_argument("--steps", type=int, help="timed steps for each cell (default 5; quick: 3)")
     parser.add_argument(
-        "--out", type=Path, help=f"result file (default {RESULT.name} beside this file, but for --quick)"
+        "--out", type=Path, help=f"result file (default results/{RESULT.name} beside this file, but for --quick)"
     )
     arguments = parser.parse_args()
     num_steps = arguments.steps if arguments.steps is not None else 3 if arguments.quick else 5
     out = arguments.out or (None if arguments.quick else RESULT)
     if num_steps < 1:
         parser.error(f"--steps: given {num_steps}, expected at least 1")
+    RESULT.parent.mkdir(exist_ok=True)
     if out and not out.parent.is_dir():
         parser.error(f"--out: there is no folder {out.parent}")
     about = provenance()

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,13 +15,19 @@ PACKAGES = ("cartridges", "torch", "transformers", "tokenizers", "numpy")
 def provenance() -> dict[str, object]:
     """A record to put into a result file. Needs no torch; the commit is None outside of a git checkout."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := package_version(name))},
         "hardware": hardware(),
     }
+
+
+def command() -> str:
+    """What was typed, with `cartridges` for its module run by Python."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["cartridges" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def package_version(name: str) -> str | None:
@@ -32,10 +39,12 @@ def package_version(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+changes" where files differ from it."""
-    here = Path(__file__).parent
+    """The commit of this package's own checkout, with "+changes" where files differ from it."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # installed, perhaps into an environment inside of another checkout
+        return None
     try:
-        run = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
+        run = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
         return subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

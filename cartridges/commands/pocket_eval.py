@@ -28,19 +28,18 @@ if TYPE_CHECKING:
     help="Fewer or more questions.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all cells there.")
-@click.option("--device", default=None, help="cpu or cuda; default cuda where there is one.")
-def command(model: Path, split: str, seed: int, scale: float, json_path: Path | None, device: str | None) -> None:
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def command(model: Path, split: str, seed: int, scale: float, json_path: Path | None, device: str) -> None:
     """Measure the pocket model: accuracy with 95% intervals by family, kind and context length."""
-    if json_path and not json_path.parent.is_dir():
-        raise InputError(f"cannot write {json_path}: there is no folder {json_path.parent}")
+    if json_path and (json_path.is_dir() or not json_path.parent.is_dir()):
+        raise InputError(f"cannot write {json_path}: give a file in a folder that exists")
     from cartridges.pocket.evaluate import check_split, evaluate
-    from cartridges.pocket.model import file_digest, load
-    from cartridges.pocket.scoring import chrf
+    from cartridges.pocket.model import load
+    from cartridges.pocket.run_folder import file_digest, write_whole
     from cartridges.provenance import provenance
 
     check_split(split)
-    chrf()
-    network, tokenizer = load(model, device)
+    network, tokenizer = load(model, None if device == "auto" else device)
     started = time.monotonic()
     report = evaluate(network, tokenizer, split, seed, scale)
     seconds = time.monotonic() - started
@@ -54,7 +53,7 @@ def command(model: Path, split: str, seed: int, scale: float, json_path: Path | 
             "seconds": round(seconds, 1),
             **provenance(),
         }
-        json_path.write_text(json.dumps({**about, **report.to_json()}, indent=1) + "\n")
+        write_whole(json_path, (json.dumps({**about, **report.to_json()}, indent=1) + "\n").encode())
 
 
 def show(report: "Report") -> None:

@@ -9,11 +9,17 @@ import shlex
 import shutil
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from cartridges.errors import InputError
+from cartridges.errors import FormatError, InputError
 from cartridges.log import read_metrics
 from cartridges.pocket import MANIFEST
+from cartridges.pocket.batches import TEXT_WEIGHT
+from cartridges.pocket.knowledge import general_facts
 from cartridges.pocket.recipe import PocketConfig
+from cartridges.pocket.run_folder import file_digest, write_whole
+
+LOADED = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 CARD = """---
 license: apache-2.0
@@ -44,14 +50,15 @@ Held-out documents ({split} split: no name occurs in a training document), greed
 
 ## How it was made
 
-`{train_command}`: Qwen3 architecture, {shape}; {num_steps} steps, {num_tokens:.1f} million tokens. On
+{train_command}: Qwen3 architecture, {shape}. {num_steps} steps of {phases}; {num_tokens:.1f} million tokens. On
 {train_hardware}, {rates} (medians of tokens/s), which makes {minutes:.0f} minutes. Muon for the matrices, AdamW for
 embeddings and norms; loss on answers, more of it on the tokens that decide, {text_weight} of it on the other text.
+Positions up to {window} are allowed; more than {longest} tokens were never trained or measured.
 {notes}
 ![training curves](curves.png)
 
 Data: documents of five families (ward, firm, code, tongue, haystack) made by `cartridges/pocket/families/`, with
-questions by `questions.py` and seed prompts by `seeds.py`; nothing was collected. Row lengths and steps: {phases}.
+questions by `questions.py` and seed prompts by `seeds.py`; nothing was collected. The tokenizer is trained on the same.
 """
 
 
@@ -61,42 +68,48 @@ def write_card(run: Path) -> Path:
     Needs a finished run measured by `cartridges pocket eval --model RUN/model --json RUN/eval.json`.
     """
     model = run / "model"
-    needed = [
-        model / "model.safetensors",
-        *(run / name for name in ("eval.json", "metrics.jsonl", "curves.png", "manifest.json")),
-    ]
-    for path in needed:
+    again = f"train {run} to the end and measure it: cartridges pocket eval --model {model} --json {run / 'eval.json'}"
+    needed = [run / name for name in ("eval.json", "metrics.jsonl", "curves.png", MANIFEST)]
+    for path in (model / "model.safetensors", *needed):
         if not path.exists():
-            raise InputError(
-                f"{path} is missing; train {run} to the end and measure it with --json {run / 'eval.json'}"
-            )
-    (model / "README.md").write_text(CARD.format(**figures(run)))
+            raise InputError(f"{path} is missing; {again}")
+    try:
+        config, measured, origin = read_run(run)
+        digests = {path.name: file_digest(path) for path in sorted(model.iterdir()) if path.name in LOADED}
+        if measured["weights_sha256"] != digests["model.safetensors"] or measured["scale"] < 1:
+            raise InputError(f"{run / 'eval.json'} is not the whole table of these weights; {again}")
+        text = CARD.format(**figures(run, config, measured, origin))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"a file of {run} is damaged ({type(error).__name__}: {error}); {again}") from error
     for name in ("eval.json", "curves.png", "metrics.jsonl"):
         shutil.copy(run / name, model / name)
-    from cartridges.pocket.model import file_digest
-
-    names = sorted(path.name for path in model.iterdir() if path.suffix in (".safetensors", ".json", ".jinja"))
-    digests = {name: file_digest(model / name) for name in names if name not in (MANIFEST, "eval.json")}
-    config = PocketConfig.load(run / "config.yaml")
-    (model / MANIFEST).write_text(json.dumps({"sha256": digests, "config": config.model_dump()}, indent=1) + "\n")
+    trained = {key: value for key, value in origin.items() if key != "command"}  # which may hold somebody's paths
+    about = {"sha256": digests, "config": config.model_dump(), "trained": trained}
+    write_whole(model / MANIFEST, (json.dumps(about, indent=1) + "\n").encode())
+    write_whole(model / "README.md", text.encode())
     return model
 
 
-def figures(run: Path) -> dict[str, object]:
-    """The values for the card's template, from the run's files."""
-    from cartridges.pocket.batches import TEXT_WEIGHT
-    from cartridges.pocket.knowledge import general_facts
+def read_run(run: Path) -> tuple[PocketConfig, dict[str, Any], dict[str, Any]]:
+    """The configuration of a run, its measurement and its origin."""
+    measured = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    origin = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+    return PocketConfig.load(run / "config.yaml"), measured, origin
 
-    config = PocketConfig.load(run / "config.yaml")
-    measured = json.loads((run / "eval.json").read_text())
-    origin = json.loads((run / "manifest.json").read_text())
-    rows = read_metrics(run / "metrics.jsonl")
+
+def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: dict[str, Any]) -> dict[str, object]:
+    """The values for the card's template; what the training did is counted from its metrics."""
     notes = run / "notes.md"
-    num_tokens = sum(phase.steps * phase.rows * phase.length for phase in config.phases)
     speeds: dict[int, list[float]] = {}
-    for row in rows:
+    num_steps: dict[int, int] = {}
+    step = 0
+    for row in read_metrics(run / "metrics.jsonl"):
         speeds.setdefault(row["length"], []).append(row["tokens_per_s"])
-    seconds = sum(phase.steps * phase.rows * phase.length / median(speeds[phase.length]) for phase in config.phases)
+        num_steps[row["length"]] = num_steps.get(row["length"], 0) + row["step"] - step
+        step = row["step"]
+    rows_of = {phase.length: phase.rows for phase in config.phases}
+    num_tokens = {length: count * rows_of[length] * length for length, count in num_steps.items()}
+    seconds = sum(num_tokens[length] / median(speeds[length]) for length in num_tokens)
     return {
         "parameters": origin["num_parameters"] / 1e6,
         "num_general": len(general_facts()),
@@ -106,18 +119,20 @@ def figures(run: Path) -> dict[str, object]:
         "hardware": measured["hardware"],
         "commit": measured["commit"],
         "table": target_table(measured),
-        "train_command": train_command(config),
-        "notes": f"\n{notes.read_text().strip()}\n" if notes.exists() else "",
+        "train_command": "In stages, as told below" if notes.exists() else f"`{train_command(config)}`",
+        "notes": f"\n{notes.read_text(encoding='utf-8').strip()}\n" if notes.exists() else "",
         "shape": f"{config.num_layers} layers, width {config.hidden_size}, {config.num_heads} query and "
         f"{config.num_kv_heads} KV heads of {config.head_size}, MLP {config.mlp_size}, tied embeddings, "
         f"{config.vocab_size} tokens of byte-level BPE",
-        "num_steps": config.num_steps,
-        "num_tokens": num_tokens / 1e6,
+        "num_steps": step,
+        "num_tokens": sum(num_tokens.values()) / 1e6,
         "minutes": seconds / 60,
+        "window": config.window,
+        "longest": max(num_steps),
         "rates": ", ".join(f"{median(speeds[length]):.0f} in rows of {length}" for length in sorted(speeds)),
         "train_hardware": origin["hardware"],
         "text_weight": TEXT_WEIGHT,
-        "phases": ", ".join(f"{phase.length} tokens x {phase.steps}" for phase in config.phases),
+        "phases": ", ".join(f"{count} x {length} tokens" for length, count in sorted(num_steps.items())),
     }
 
 

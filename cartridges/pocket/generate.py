@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, str]
 MAX_ROWS = 32
+CUT = " [cut]"  # behind a reply that did not end by itself
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply: bool) -> list[int]:
@@ -32,7 +33,7 @@ def generate(
 ) -> list[str]:
     """The model's replies to each of `messages`, each alone behind the `system` text (none if empty).
 
-    Greedy at temperature 0, else sampled with `seed`. A reply that does not end within `max_new_tokens` is cut there.
+    Greedy at temperature 0, else sampled with `seed`. A reply that does not end within `max_new_tokens` ends in CUT.
     """
     prefix = prompt_ids(tokenizer, [{"role": "system", "content": system}], reply=False) if system else []
     cache = DynamicCache()
@@ -49,7 +50,8 @@ def generate(
             shared.batch_repeat_interleave(len(rows))
         ids = decode([prompts[row] for row in rows], len(prefix), shared, model, max_new_tokens, temperature, generator)
         for row, reply in zip(rows, ids, strict=True):
-            replies[row] = str(tokenizer.decode(reply, skip_special_tokens=True))
+            text = str(tokenizer.decode(reply, skip_special_tokens=True))
+            replies[row] = text + CUT if len(reply) == max_new_tokens else text
     return replies
 
 

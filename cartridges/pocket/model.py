@@ -3,7 +3,6 @@
 The weights are ordinary: `AutoModelForCausalLM.from_pretrained(cartridges.pocket.WEIGHTS)` gives the same model.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from cartridges.errors import FormatError, InputError
 from cartridges.pocket import MANIFEST, WEIGHTS
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+from cartridges.pocket.run_folder import file_digest
 
 
 def check_files(path: Path) -> None:
@@ -51,6 +46,8 @@ def load(path: Path = WEIGHTS, device: str | None = None) -> tuple[PreTrainedMod
     """
     path = Path(path)
     check_files(path)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("given device 'cuda', but torch sees no CUDA device here; use cpu")
     transformers_logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, output_loading_info=True)

@@ -1,6 +1,6 @@
 """The recipe of the pocket model: its shape, its curriculum of lengths and its learning rates, as presets.
 
-Found on the validation split. `small` is what the bundled weights were made with.
+`small` is the recipe of the bundled weights' kind and size; their card tells how they were made.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Phase(Config):
 
 
 class PocketConfig(Config):
-    """Everything that the weights depend on."""
+    """What of a run can be chosen; the lessons themselves and their weights are code (`lessons.py`, `batches.py`)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**63)

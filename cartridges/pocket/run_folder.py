@@ -5,6 +5,7 @@ A process that dies at any moment releases the folder and leaves at most `*.part
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shlex
@@ -49,6 +50,11 @@ def claim(folder: Path) -> TextIO:
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from cartridges.errors import CartridgesError
-from cartridges.pocket.questions import NOT_KNOWN, NOT_TOLD, Question
+from cartridges.pocket.questions import NOT_KNOWN, Question
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.chrf import CHRF
@@ -28,13 +27,13 @@ def final_value(reply: str) -> str:
     return re.split(r"\bis\s", reply)[-1]
 
 
-def abstains(reply: str) -> bool:
-    """Whether the reply says that it is not told in the text, or that the model does not know."""
-    return normalized(reply) == normalized(NOT_KNOWN) or normalized(final_value(reply)) == NOT_TOLD
+def score_unknown(question: Question, reply: str) -> bool:
+    """Whether the reply admits not to know."""
+    return normalized(reply) == normalized(NOT_KNOWN)
 
 
 def score(question: Question, reply: str) -> float:
-    """1 for right, 0 for wrong; for a translation chrF / 100. Raises CartridgesError where sacrebleu is missing."""
+    """1 for right, 0 for wrong; for a translation chrF / 100."""
     rule = RULES.get(question.kind, score_value)
     return float(rule(question, reply))
 
@@ -45,14 +44,13 @@ def score_value(question: Question, reply: str) -> bool:
 
 
 def score_choice(question: Question, reply: str) -> bool:
-    """Whether the last letter in brackets is that of the right option."""
-    letters = re.findall(r"\(([A-Z])\)", reply)
-    return bool(letters) and letters[-1] == question.gold[0]
+    """Whether the reply names one letter, that of the right option, and the option's value."""
+    return re.findall(r"\(([A-Z])\)", reply) == list(question.gold) and question.needs[0].value in reply
 
 
-def score_abstention(question: Question, reply: str) -> bool:
-    """Whether the reply admits that there is no answer."""
-    return abstains(reply)
+def score_unanswerable(question: Question, reply: str) -> bool:
+    """Whether the reply says of what was asked, and of nothing else, that it is not told in the text."""
+    return normalized(reply) == normalized(question.answer)
 
 
 def score_record(question: Question, reply: str) -> bool:
@@ -81,13 +79,9 @@ def score_creative(question: Question, reply: str) -> bool:
 
 @cache
 def chrf() -> "CHRF":
-    """The scorer of translations. Raises CartridgesError where sacrebleu is not installed."""
-    try:
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise CartridgesError(
-            "translations are scored by sacrebleu, which is missing; pip install cartridges[eval]"
-        ) from None
+    """The scorer of translations, made once."""
+    from sacrebleu.metrics.chrf import CHRF
+
     return CHRF()
 
 
@@ -103,6 +97,6 @@ RULES = {
     "summary": score_summary,
     "creative": score_creative,
     "translation": score_translation,
-    "unanswerable": score_abstention,
-    "unknown": score_abstention,
+    "unanswerable": score_unanswerable,
+    "unknown": score_unknown,
 }

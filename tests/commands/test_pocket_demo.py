@@ -2,11 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cartridges", "pocket", "demo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_readme_shows_what_it_prints():
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "docs" / "results" / "pocket_demo.txt").read_text(encoding="utf-8")
 
 
 def test_it_answers_questions_about_a_document_of_the_test_split():

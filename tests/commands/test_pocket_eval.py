@@ -29,6 +29,8 @@ def model(tmp_path, tiny_model, tiny_tokenizer):
         (["--seed", "abc"], "abc"),
         (["--scale", "0"], "0"),
         (["--json", "no/folder/at/all.json"], "cannot write no/folder/at/all.json"),
+        (["--json", "/"], "cannot write /"),
+        (["--device", "gpu"], "gpu"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, message):
@@ -44,7 +46,7 @@ def test_the_table_and_the_json_are_written(tmp_path, model, monkeypatch, capsys
     monkeypatch.setattr(
         evaluation,
         "generate",
-        lambda model, tokenizer, system, messages, **kwargs: ["It is not told in the text."] * len(messages),
+        lambda model, tokenizer, system, messages, **kwargs: ["I do not know."] * len(messages),
     )
     arguments = ["pocket", "eval", "--model", str(model), "--scale", "0.05", "--json", str(tmp_path / "out.json")]
     with pytest.raises(SystemExit) as stopped:
@@ -54,7 +56,9 @@ def test_the_table_and_the_json_are_written(tmp_path, model, monkeypatch, capsys
     assert "unanswerable: says so" in shown
     written = json.loads((tmp_path / "out.json").read_text())
     by_name = {line["name"]: line["mean"] for line in written["targets"]}
-    assert by_name["unanswerable: says so"] == 1
+    cells = {(cell["kind"], cell["mean"]) for cell in written["cells"]}
+    assert ("unknown", 1.0) in cells
+    assert by_name["unanswerable: says so"] == 0
     assert by_name["multiple choice"] == 0
     assert written["split"] == "test"
     assert len(written["weights_sha256"]) == 64

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from cartridges.errors import InputError
+from cartridges.errors import FormatError, InputError
 from cartridges.pocket.card import train_command, write_card
-from cartridges.pocket.model import file_digest, load
+from cartridges.pocket.model import load
 from cartridges.pocket.recipe import PocketConfig
+from cartridges.pocket.run_folder import file_digest
 
 LINES = [
     {"name": "lookup", "least": 0.99, "mean": 0.9917, "low": 0.98, "high": 0.995, "num": 1000},
@@ -19,6 +20,7 @@ MEASURED = {
     "seconds": 61.4,
     "hardware": "a chip",
     "commit": "abc",
+    "scale": 1.0,
 }
 
 
@@ -27,8 +29,12 @@ def run(tmp_path, tiny_model, tiny_tokenizer, tiny_config):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     tiny_config.save(tmp_path / "config.yaml")
-    (tmp_path / "eval.json").write_text(json.dumps({**MEASURED, "targets": LINES, "cells": []}))
-    (tmp_path / "manifest.json").write_text(json.dumps({"num_parameters": 3_250_000, "hardware": "two cores"}))
+    digest = file_digest(tmp_path / "model" / "model.safetensors")
+    measured = {**MEASURED, "weights_sha256": digest, "targets": LINES, "cells": []}
+    (tmp_path / "eval.json").write_text(json.dumps(measured))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"num_parameters": 3_250_000, "hardware": "two cores", "command": "x"})
+    )
     rows = [
         {"step": step, "length": length, "tokens_per_s": speed}
         for step, length, speed in [(3, 256, 1000), (6, 256, 3000), (8, 320, 640), (10, 320, 640)]
@@ -44,13 +50,17 @@ def test_the_card_tells_what_was_measured(run):
     assert "| count | 90% | 75.0% (not reached) | 70.0% - 80.0% | 300 |" in text
     assert "3.2 million parameters" in text
     assert "`cartridges pocket train OUT --preset tiny`" in text
+    assert "10 steps of 6 x 256 tokens, 4 x 320 tokens" in text
     assert "2000 in rows of 256, 640 in rows of 320" in text
+    assert "more than 320 tokens were never trained" in text
     assert "`cartridges pocket eval` in 61 s on a chip, commit abc" in text
 
 
 def test_notes_go_into_the_card(run):
     (run / "notes.md").write_text("Made on a rainy day.\n")
-    assert "\nMade on a rainy day.\n" in (write_card(run) / "README.md").read_text()
+    text = (write_card(run) / "README.md").read_text()
+    assert "\nMade on a rainy day.\n" in text
+    assert "cartridges pocket train OUT" not in text  # that command alone did not make them
 
 
 def test_the_folder_is_complete_and_its_digests_are_right(run):
@@ -70,8 +80,24 @@ def test_the_folder_is_complete_and_its_digests_are_right(run):
 def test_what_is_missing_is_named(run, missing):
     (run / missing).unlink()
     with pytest.raises(
-        InputError, match=rf"{missing} is missing; train .* to the end and measure it with --json .*eval.json"
+        InputError, match=rf"{missing} is missing; train .* to the end and measure it: cartridges pocket"
     ):
+        write_card(run)
+
+
+@pytest.mark.parametrize("change", [{"weights_sha256": "0"}, {"scale": 0.1}])
+def test_a_measurement_of_other_weights_or_of_a_part_is_refused(run, change):
+    measured = json.loads((run / "eval.json").read_text())
+    (run / "eval.json").write_text(json.dumps({**measured, **change}))
+    with pytest.raises(InputError, match=r"eval.json is not the whole table of these weights"):
+        write_card(run)
+    assert not (run / "model" / "README.md").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("eval.json", "{"), ("eval.json", "[]"), ("manifest.json", "{}")])
+def test_a_damaged_file_is_one_line(run, name, content):
+    (run / name).write_text(content)
+    with pytest.raises(FormatError, match=r"a file of .* is damaged"):
         write_card(run)
 
 

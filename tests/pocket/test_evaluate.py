@@ -46,6 +46,11 @@ class Oracle:
         monkeypatch.setattr(evaluation, "generate", self.generate)
         assert adding is evaluation.Evaluation.ask
 
+    def answer(self, system: str, message: str) -> str:
+        """The answer drawn for the message about the text, or about what the text begins with, or about none."""
+        texts = (text for text, asked in self.answers if asked == message and text and system.startswith(text))
+        return self.answers[next(texts, ""), message]
+
     def generate(self, model, tokenizer, system, messages, temperature=0.0, seed=0, **kwargs):
         kinds = {prompt: kind for kind, prompts in SEED_PROMPTS.items() for prompt in prompts}
         rng, replies = random.Random(seed), []
@@ -54,7 +59,7 @@ class Oracle:
                 asked = draw_message(rng, self.contexts[system], kinds[message]) if system in self.contexts else None
                 replies.append(asked.text if asked else "nothing to ask")
             else:
-                replies.append(self.answers.get((system, message)) or self.answers["", message])
+                replies.append(self.answer(system, message))
         return replies
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cartridges.pocket.generate import MAX_ROWS, generate, prompt_ids
+from cartridges.pocket.generate import CUT, MAX_ROWS, generate, prompt_ids
 
 SYSTEM = "Vivis Tevax takes fufaide. The room of Kudi Zikax is E-674."
 MESSAGES = ["Hi", "What is the room of Kudi Zikax?", "Who takes fufaide? " * 6, "?"]
@@ -16,7 +16,9 @@ def one_by_one(model, tokenizer, system: str, message: str, max_new_tokens: int)
     out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
     )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    new = out[0, ids.shape[1] :]
+    ended = model.config.eos_token_id in new
+    return tokenizer.decode(new, skip_special_tokens=True) + ("" if ended else CUT)
 
 
 @pytest.mark.parametrize("system", [SYSTEM, ""], ids=["behind a text", "alone"])
@@ -49,6 +51,8 @@ def test_a_reply_ends_at_its_end_token(tiny_model, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(tiny_model.config, "eos_token_id", new[4])
     cut = generate(tiny_model, tiny_tokenizer, SYSTEM, MESSAGES[:1], max_new_tokens=10)[0]
     assert cut == tiny_tokenizer.decode(new[: new.index(new[4])], skip_special_tokens=True)
+    assert whole.endswith(CUT)
+    assert not cut.endswith(CUT)
     assert len(cut) < len(whole)
 
 

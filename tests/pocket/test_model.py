@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cartridges.errors import FormatError, InputError
-from cartridges.pocket.model import file_digest, load
+from cartridges.pocket.model import load
+from cartridges.pocket.run_folder import file_digest
 
 
 @pytest.fixture
@@ -74,3 +75,9 @@ def test_a_damaged_manifest(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(FormatError, match=r"manifest.json cannot be read"):
         load(folder)
+
+
+def test_a_cuda_device_that_is_not_there(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="given device 'cuda', but torch sees no CUDA device here"):
+        load(folder, "cuda")

@@ -6,8 +6,10 @@ import pytest
 import sacrebleu
 
 from cartridges.pocket.families import FAMILIES, make_context
+from cartridges.pocket.names import Names
 from cartridges.pocket.questions import DRAWS, NOT_KNOWN, NOT_TOLD, Question, draw
-from cartridges.pocket.scoring import abstains, final_value, score
+from cartridges.pocket.scoring import final_value, score
+from cartridges.pocket.world import Fact, Relation
 
 
 def questions(kind: str, num: int = 40) -> list[Question]:
@@ -44,10 +46,12 @@ def test_a_value_that_only_ends_like_the_right_one_is_wrong():
     assert score(question, "The dose is 40 mg and the drug is dofaol.") == 0
 
 
-def test_a_choice_is_its_letter_in_brackets():
-    question = Question("multiple_choice", "?", "", ("C",))
+def test_a_choice_is_one_letter_in_brackets_behind_its_value():
+    fact = Fact("Vivis Tevax", Relation("room", Names.code), "E-674")
+    question = Question("multiple_choice", "?", "", ("C",), (fact,))
     assert score(question, "The room of Vivis Tevax is E-674 (C).") == 1
-    assert score(question, "Either (A) or (C)") == 1
+    assert score(question, "The room of Vivis Tevax is E-675 (C).") == 0
+    assert score(question, "Either E-674 (A) or E-674 (C)") == 0
     assert score(question, "The room of Vivis Tevax is E-674 (A).") == 0
     assert score(question, "C") == 0
 
@@ -88,10 +92,12 @@ def test_a_summary_may_leave_out_but_not_make_up():
     assert score(question, "Tarin Vok: drug dofaol; drug dofaol; drug dofaol.") == 0
 
 
-def test_both_ways_to_say_that_nothing_is_told_count():
-    assert abstains(f"The room of Vivis Tevax is {NOT_TOLD}.")
-    assert abstains(f" {NOT_KNOWN.lower()} ")
-    assert not abstains("What is not told in the text is the room, which is B-417.")
+def test_abstaining_is_about_what_was_asked():
+    question = Question("unanswerable", "?", f"The room of Vivis Tevax is {NOT_TOLD}.", (NOT_TOLD,))
+    assert score(question, f"the room of Vivis Tevax is {NOT_TOLD}") == 1
+    assert score(question, f"The room of Kudi Zikax is {NOT_TOLD}.") == 0
+    assert score(question, NOT_KNOWN) == 0
+    assert score(Question("unknown", "?", NOT_KNOWN, (NOT_KNOWN,)), NOT_KNOWN.lower()) == 1
 
 
 def test_chrf_is_sacrebleus():

@@ -1,4 +1,4 @@
-"""Yearly reports of firms: people, places and tables of figures. Comparing two firms needs both reports."""
+"""Yearly reports of firms: people, places and tables of figures. Firms of one context report the same years."""
 
 from random import Random
 
