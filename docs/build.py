@@ -50,22 +50,10 @@ def pocket_demo() -> str:
     return f"```text\n{(ROOT / 'docs' / 'results' / 'pocket_demo.txt').read_text().strip()}\n```"
 
 
-def training_speed() -> str:
-    """Tokens per second of a training step, by row length and attention."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "pocket_training.json").read_text())
-    kinds = list(dict.fromkeys(row["attention"] for row in result["rows"]))
-    lines = ["| tokens in a row | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for length in dict.fromkeys(row["length"] for row in result["rows"]):
-        speeds = {row["attention"]: row["tokens_per_s"] for row in result["rows"] if row["length"] == length}
-        lines.append(f"| {length} | " + " | ".join(f"{speeds[kind]:.0f}" for kind in kinds) + " |")
-    return "\n".join(lines) + f"\n\ntokens/s; `{result['command']}`, {result['hardware']}, commit {result['commit']}"
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "pocket_table": pocket_table,
     "pocket_cells": pocket_cells,
     "pocket_demo": pocket_demo,
-    "training_speed": training_speed,
 }
 
 
