@@ -76,8 +76,8 @@ def write_card(run: Path) -> Path:
     try:
         config, measured, origin = read_run(run)
         digests = {path.name: file_digest(path) for path in sorted(model.iterdir()) if path.name in LOADED}
-        if measured["weights_sha256"] != digests["model.safetensors"] or measured["scale"] < 1:
-            raise InputError(f"{run / 'eval.json'} is not the whole table of these weights; {again}")
+        if measured["weights_sha256"] != digests["model.safetensors"] or measured["split"] != "test":
+            raise InputError(f"{run / 'eval.json'} is not the table of these weights on the test split; {again}")
         text = CARD.format(**figures(run, config, measured, origin))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"a file of {run} is damaged ({type(error).__name__}: {error}); {again}") from error

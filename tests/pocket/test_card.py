@@ -85,11 +85,11 @@ def test_what_is_missing_is_named(run, missing):
         write_card(run)
 
 
-@pytest.mark.parametrize("change", [{"weights_sha256": "0"}, {"scale": 0.1}])
-def test_a_measurement_of_other_weights_or_of_a_part_is_refused(run, change):
+@pytest.mark.parametrize("change", [{"weights_sha256": "0"}, {"split": "validation"}])
+def test_a_measurement_of_other_weights_or_of_another_split_is_refused(run, change):
     measured = json.loads((run / "eval.json").read_text())
     (run / "eval.json").write_text(json.dumps({**measured, **change}))
-    with pytest.raises(InputError, match=r"eval.json is not the whole table of these weights"):
+    with pytest.raises(InputError, match=r"eval.json is not the table of these weights on the test split"):
         write_card(run)
     assert not (run / "model" / "README.md").exists()
 

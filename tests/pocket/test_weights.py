@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cartridges.pocket import WEIGHTS
-from cartridges.pocket.evaluate import DOCUMENT, TARGETS, evaluate
-from cartridges.pocket.families import make_context
+from cartridges.pocket.evaluate import DOCUMENT, TARGETS, Evaluation
+from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.generate import generate
 from cartridges.pocket.model import load
 
@@ -19,7 +19,11 @@ def pocket():
 
 @pytest.fixture(scope="module")
 def report(pocket):
-    return evaluate(*pocket, split="validation", scale=0.1)
+    """One document of each family, with questions of every kind."""
+    run = Evaluation(*pocket, split="validation", seed=1, scale=1.0)
+    for family in FAMILIES:
+        run.one_document(family, 0)
+    return run.report
 
 
 def test_they_take_at_most_32_mb():
@@ -45,15 +49,15 @@ def test_the_shape_fits_vllms_cpu_kernels():
     assert config.max_position_embeddings >= 4096
 
 
-def test_it_reads_a_document_it_has_never_seen(report):
-    scores = report.pooled(("lookup",), DOCUMENT)
-    assert len(scores) >= 80
-    assert sum(scores) / len(scores) >= 0.9
+LEAST = {"lookup": 0.8, "multiple_choice": 0.7, "comparison": 0.6, "unanswerable": 0.6, "general": 0.9, "ask": 0.6}
 
 
-def test_it_says_when_the_document_does_not_tell(report):
-    scores = report.pooled(("unanswerable",), DOCUMENT)
-    assert sum(scores) / len(scores) >= 0.8
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", LEAST)
+def test_it_answers_about_documents_it_has_never_seen(report, kind):
+    scores = report.pooled((kind,), DOCUMENT)
+    assert len(scores) >= 9
+    assert sum(scores) / len(scores) >= LEAST[kind]
 
 
 def test_it_cannot_answer_without_the_document(pocket):
@@ -69,7 +73,7 @@ def test_the_committed_table_is_of_these_weights():
     measured = json.loads((WEIGHTS / "eval.json").read_text())
     assert [line["name"] for line in measured["targets"]] == [target.name for target in TARGETS]
     assert measured["split"] == "test"
-    assert measured["scale"] == 1.0
+    assert all(line["num"] >= 60 for line in measured["targets"])
     assert (
         measured["weights_sha256"] == json.loads((WEIGHTS / "manifest.json").read_text())["sha256"]["model.safetensors"]
     )
