@@ -73,7 +73,7 @@ def test_the_committed_table_is_of_these_weights():
     measured = json.loads((WEIGHTS / "eval.json").read_text())
     assert [line["name"] for line in measured["targets"]] == [target.name for target in TARGETS]
     assert measured["split"] == "test"
-    assert all(line["num"] >= 60 for line in measured["targets"])
+    assert all(line["num"] >= 20 for line in measured["targets"])
     assert (
         measured["weights_sha256"] == json.loads((WEIGHTS / "manifest.json").read_text())["sha256"]["model.safetensors"]
     )
