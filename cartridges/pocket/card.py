@@ -19,6 +19,7 @@ from cartridges.pocket.knowledge import general_facts
 from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.run_folder import file_digest, write_whole
 
+NUM_MESSAGES = 1000  # of the line on coverage, at scale 1
 LOADED = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 CARD = """---
@@ -156,4 +157,10 @@ def target_table(measured: dict) -> str:
             f"| {line['name']} | {line['least']:.0%} | {line['mean']:.1%}{missed} | "
             f"{line['low']:.1%} - {line['high']:.1%} | {line['num']} |"
         )
+    if measured["scale"] != 1:
+        num_messages = NUM_MESSAGES * measured["scale"]
+        lines += [
+            "",
+            f"Asked at scale {measured['scale']}: the facts touched are those of {num_messages:.0f} messages.",
+        ]
     return "\n".join(lines)

@@ -56,6 +56,16 @@ def test_the_card_tells_what_was_measured(run):
     assert "`cartridges pocket eval` in 61 s on a chip, commit abc" in text
 
 
+def test_a_card_of_fewer_questions_says_so(run):
+    assert "Asked at scale" not in (write_card(run) / "README.md").read_text()
+    measured = json.loads((run / "eval.json").read_text())
+    (run / "eval.json").write_text(json.dumps({**measured, "scale": 0.3}))
+    assert (
+        "Asked at scale 0.3: the facts touched are those of 300 messages."
+        in (write_card(run) / "README.md").read_text()
+    )
+
+
 def test_notes_go_into_the_card(run):
     (run / "notes.md").write_text("Made on a rainy day.\n")
     text = (write_card(run) / "README.md").read_text()
