@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint bench docs clean
 
 demo: $(STAMP)
-	$(BIN)/cartridges pocket demo
+	$(BIN)/cartridges demo
 
 test: lint
 	$(BIN)/pytest
@@ -18,8 +18,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pocket_training.py
+	$(BIN)/python benchmarks/training_step.py
 
 docs: $(STAMP)
+	$(BIN)/cartridges demo > docs/results/demo.txt
 	$(BIN)/cartridges pocket demo > docs/results/pocket_demo.txt
 	$(BIN)/python docs/build.py
 

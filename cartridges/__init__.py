@@ -8,8 +8,21 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 EXPORTS = {
+    "Cartridge": "cartridges.cartridge",
     "CartridgesError": "cartridges.errors",
     "Config": "cartridges.config",
+    "Corpus": "cartridges.corpus",
+    "Dataset": "cartridges.dataset",
+    "Engine": "cartridges.engine.engine",
+    "Item": "cartridges.questions",
+    "WARD": "cartridges.pocket",
+    "build": "cartridges.building",
+    "evaluate": "cartridges.evaluation",
+    "heldout_items": "cartridges.building",
+    "initialize": "cartridges.initialization",
+    "load_model": "cartridges.model",
+    "synthesize": "cartridges.synthesis",
+    "train": "cartridges.training",
 }
 
 

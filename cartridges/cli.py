@@ -20,6 +20,13 @@ GROUPS: dict[str, str] = {
     "pocket": "The small bundled model: train it, measure it, try it.",
 }
 COMMANDS: dict[str, str] = {
+    "build": "From documents to a trained, measured cartridge with its report.",
+    "synthesize": "Have the model write conversations about documents.",
+    "train": "Train a cartridge on conversations.",
+    "eval": "Measure cartridges beside reading everything.",
+    "chat": "Talk to a cartridge.",
+    "show": "Tell what a cartridge is.",
+    "demo": "Build, measure and try a cartridge of the bundled documents.",
     "pocket train": "Train the pocket model from nothing.",
     "pocket eval": "Measure the pocket model.",
     "pocket demo": "Read a document never seen before, and answer.",

@@ -54,8 +54,14 @@ class Config(BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
-    def resolve(cls, preset: str | None = None, file: Path | None = None, overrides: Iterable[str] = ()) -> Self:
-        """Defaults, then `preset`, then the YAML `file`, then `overrides` such as `optimizer.lr=1e-3`.
+    def resolve(
+        cls,
+        preset: str | None = None,
+        file: Path | None = None,
+        overrides: Iterable[str] = (),
+        values: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Defaults, then `preset`, then the YAML `file`, then `overrides` such as `optimizer.lr=1e-3`, then `values`.
 
         Override values are read as YAML (`8`, `true`, `null`, `[a, b]`); where the field is text, as they stand.
         Raises `ConfigError`.
@@ -74,6 +80,7 @@ class Config(BaseModel):
             raw[path] = text
             _put(given, path, _parse_value(override, text))
         layers.append((COMMAND_LINE, given))
+        layers.append(("the call", _merged({}, values or {})))
         return _validated(cls, layers, raw)
 
     @classmethod

@@ -50,10 +50,16 @@ def pocket_demo() -> str:
     return f"```text\n{(ROOT / 'docs' / 'results' / 'pocket_demo.txt').read_text().strip()}\n```"
 
 
+def demo() -> str:
+    """What `cartridges demo` printed."""
+    return f"```text\n{(ROOT / 'docs' / 'results' / 'demo.txt').read_text().strip()}\n```"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "pocket_table": pocket_table,
     "pocket_cells": pocket_cells,
     "pocket_demo": pocket_demo,
+    "demo": demo,
 }
 
 

@@ -31,7 +31,7 @@ def command(family: str, seed: int, size: int, model: Path, asked: tuple[str, ..
     """Read a document the model has never seen, ask it questions, and check its answers."""
     from cartridges.pocket.families import make_context
     from cartridges.pocket.questions import draw
-    from cartridges.pocket.world import rng_of
+    from cartridges.rng import rng_of
 
     context = make_context(family, "test", seed, size=size)
 

@@ -35,8 +35,8 @@ def command(model: Path, split: str, seed: int, scale: float, json_path: Path | 
         raise InputError(f"cannot write {json_path}: give a file in a folder that exists")
     from cartridges.pocket.evaluate import check_split, evaluate
     from cartridges.pocket.model import load
-    from cartridges.pocket.run_folder import file_digest, write_whole
     from cartridges.provenance import provenance
+    from cartridges.run_folder import file_digest, write_whole
 
     check_split(split)
     network, tokenizer = load(model, None if device == "auto" else device)

@@ -41,9 +41,9 @@ def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: s
                     click.echo(f"{out} is finished: {run.step} of {run.config.num_steps} steps.")
                 model = train(run)
     except KeyboardInterrupt:
-        from cartridges.pocket.run_folder import resume_command
+        from cartridges.run_folder import resume_command
 
-        go_on = resume_command(out) if config_path.exists() else "the same command"
+        go_on = resume_command("pocket train", out) if config_path.exists() else "the same command"
         raise InterruptedRun(f"stopped; go on with: {go_on}") from None
     click.echo(f"The model is in {model}. Measure it with: cartridges pocket eval --model {model}")
 

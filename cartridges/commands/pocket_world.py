@@ -1,12 +1,11 @@
 """`cartridges pocket world`: documents of the generated world, with questions of every kind and their answers."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cartridges.errors import InputError
+from cartridges.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from cartridges.pocket.questions import Question
@@ -24,15 +23,19 @@ MAX_DRAWS = 40  # for each question; a draw may find nothing to ask, or what was
 )
 @click.option("--size", type=click.IntRange(1, 100), default=2, show_default=True, help="How much each document tells.")
 @click.option("--questions", type=click.IntRange(0, 1000), default=1, show_default=True, help="How many of each kind.")
+@click.option("--kinds", help="Only questions of these kinds: lookup,count,...; all of them by default.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write there instead: the documents and questions.jsonl.")
-def command(family: str, split: str, seed: int, documents: int, size: int, questions: int, out: Path | None) -> None:
+def command(
+    family: str, split: str, seed: int, documents: int, size: int, questions: int, kinds: str | None, out: Path | None
+) -> None:
     """Print documents of the generated world, and questions of every kind with their answers."""
     from cartridges.pocket.families import make_context
 
+    wanted = parse_kinds(kinds)
     if out is not None:
         check_empty(out)
     context = make_context(family, split, seed, documents, size)
-    asked, short = draw_questions(context, (family, split, seed), questions)
+    asked, short = draw_questions(context, (family, split, seed), questions, wanted)
     if out is None:
         click.echo(context.text)
         for question in asked:
@@ -46,15 +49,15 @@ def command(family: str, split: str, seed: int, documents: int, size: int, quest
 
 
 def draw_questions(
-    context: "Context", key: tuple[object, ...], num_each: int
+    context: "Context", key: tuple[object, ...], num_each: int, kinds: list[str]
 ) -> tuple[list["Question"], dict[str, int]]:
     """Different questions, `num_each` of every kind, and how many there are of the kinds that have fewer."""
-    from cartridges.pocket.questions import DRAWS, draw
-    from cartridges.pocket.world import rng_of
+    from cartridges.pocket.questions import draw
+    from cartridges.rng import rng_of
 
     asked: list[Question] = []
     short: dict[str, int] = {}
-    for kind in DRAWS:
+    for kind in kinds:
         rng = rng_of("world", *key, kind)
         found: dict[str, Question] = {}
         for _ in range(MAX_DRAWS * num_each):
@@ -68,6 +71,17 @@ def draw_questions(
     return asked, short
 
 
+def parse_kinds(kinds: str | None) -> list[str]:
+    """The kinds in "lookup,count", all without a text. Raises InputError for an unknown one."""
+    from cartridges.pocket.questions import DRAWS
+
+    wanted = [kind.strip() for kind in kinds.split(",")] if kinds is not None else list(DRAWS)
+    for kind in wanted:
+        if kind not in DRAWS:
+            raise InputError(unknown_name("kind of question", kind, DRAWS))
+    return wanted
+
+
 def check_empty(out: Path) -> None:
     """Refuse a file, and a folder whose files would mix with the new ones."""
     if out.exists() and not out.is_dir():
@@ -77,14 +91,13 @@ def check_empty(out: Path) -> None:
 
 
 def write(out: Path, context: "Context", questions: list["Question"]) -> None:
-    """One text file a document, and a line of JSON a question."""
-    out.mkdir(parents=True, exist_ok=True)
+    """One text file a document under `documents/`, and a line of JSON a question."""
+    from cartridges.pocket.items import item_of
+    from cartridges.questions import write_items
+
+    (out / "documents").mkdir(parents=True, exist_ok=True)
     digits = len(str(len(context.documents)))
-    for number, document in enumerate(context.documents, start=1):
-        (out / f"document-{number:0{digits}}.txt").write_text(document.text + "\n", encoding="utf-8")
-    rows = [
-        {"kind": question.kind, "question": question.text, "answer": question.answer, "gold": list(question.gold)}
-        for question in questions
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (out / "questions.jsonl").write_text(lines, encoding="utf-8")
+    names = [f"document-{number:0{digits}}.md" for number in range(1, len(context.documents) + 1)]
+    for name, document in zip(names, context.documents, strict=True):
+        (out / "documents" / name).write_text(document.text + "\n", encoding="utf-8")
+    write_items(out / "questions.jsonl", [item_of(question, context, names) for question in questions])

@@ -13,7 +13,7 @@ import numpy as np
 
 from cartridges.pocket.lessons import Lesson, Turn, draw_lesson
 from cartridges.pocket.tokenizer import END, START
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -17,7 +17,7 @@ from cartridges.pocket import MANIFEST
 from cartridges.pocket.batches import TEXT_WEIGHT
 from cartridges.pocket.knowledge import general_facts
 from cartridges.pocket.recipe import PocketConfig
-from cartridges.pocket.run_folder import file_digest, write_whole
+from cartridges.run_folder import file_digest, write_whole
 
 NUM_MESSAGES = 1000  # of the line on coverage, at scale 1
 LOADED = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -103,12 +103,12 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
     notes = run / "notes.md"
     speeds: dict[int, list[float]] = {}
     num_steps: dict[int, int] = {}
-    step = 0
+    rows_of = {shape.length: shape.rows for phase in config.phases for shape in phase.shapes}
     for row in read_metrics(run / "metrics.jsonl"):
-        speeds.setdefault(row["length"], []).append(row["tokens_per_s"])
-        num_steps[row["length"]] = num_steps.get(row["length"], 0) + row["step"] - step
-        step = row["step"]
-    rows_of = {phase.length: phase.rows for phase in config.phases}
+        for length in rows_of:
+            if count := row.get(f"steps_at_{length}"):
+                speeds.setdefault(length, []).append(row[f"tokens_per_s_at_{length}"])
+                num_steps[length] = num_steps.get(length, 0) + count
     num_tokens = {length: count * rows_of[length] * length for length, count in num_steps.items()}
     seconds = sum(num_tokens[length] / median(speeds[length]) for length in num_tokens)
     return {
@@ -125,7 +125,7 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
         "shape": f"{config.num_layers} layers, width {config.hidden_size}, {config.num_heads} query and "
         f"{config.num_kv_heads} KV heads of {config.head_size}, MLP {config.mlp_size}, tied embeddings, "
         f"{config.vocab_size} tokens of byte-level BPE",
-        "num_steps": step,
+        "num_steps": sum(num_steps.values()),
         "num_tokens": sum(num_tokens.values()) / 1e6,
         "minutes": seconds / 60,
         "window": config.window,

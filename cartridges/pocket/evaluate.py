@@ -5,13 +5,13 @@ Wilson's at 95% for right-or-wrong scores and normal ones for chrF; they take qu
 are about one document.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cartridges.errors import InputError, unknown_name
+from cartridges.intervals import interval
 from cartridges.log import progress
 from cartridges.pocket.families import FAMILIES
 from cartridges.pocket.generate import CUT, generate
@@ -22,7 +22,8 @@ from cartridges.pocket.questions import Question, draw
 from cartridges.pocket.scoring import score
 from cartridges.pocket.seeds import QUESTION_SHARES, SEED_PROMPTS, USE_CASES
 from cartridges.pocket.understand import understand
-from cartridges.pocket.world import Context, Fact, rng_of
+from cartridges.pocket.world import Context, Fact
+from cartridges.rng import rng_of
 
 DOCUMENT, TWO, NONE = "document", "two documents", "none"
 SHORTEST, LONGEST = 300, 800  # tokens of "one document in context"
@@ -67,17 +68,6 @@ class Cell:
         """The mean in percent and half the width of the interval: "97.5 ±1.2"."""
         low, high = self.interval
         return f"{self.mean:.1%} ±{(high - low) * 50:.1f}"
-
-
-def interval(scores: list[float]) -> tuple[float, float]:
-    """95% bounds of the mean."""
-    count, mean, z = len(scores), sum(scores) / len(scores), 1.959964
-    if all(value in (0.0, 1.0) for value in scores):
-        center = (mean + z * z / (2 * count)) / (1 + z * z / count)
-        half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    else:
-        center, half = mean, z * math.sqrt(sum((value - mean) ** 2 for value in scores) / max(1, count - 1) / count)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 @dataclass(frozen=True)

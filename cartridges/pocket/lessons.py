@@ -16,23 +16,23 @@ from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
 from cartridges.pocket.world import Context, Document, Relation
 
 INTROS = ("", "", "Answer from this text.\n\n", "Here is a part of a larger text.\n\n")
-FAMILY_SHARES = {"ward": 30, "firm": 22, "code": 18, "tongue": 16, "haystack": 14}
+FAMILY_SHARES = {"ward": 30, "firm": 22, "code": 18, "tongue": 20, "haystack": 14}
 # Measured on the shipped tokenizer.
 TOKENS_PER_SIZE = {"ward": 125, "firm": 115, "code": 85, "tongue": 95, "haystack": 95}
 MAX_SIZE = {"tongue": 4}  # a tongue has only so many words
 KIND_SHARES = {
-    "lookup": 30,
-    "reverse": 12,
-    "two_hop": 8,
+    "lookup": 26,
+    "reverse": 14,
+    "two_hop": 13,
     "comparison": 11,
-    "count": 9,
+    "count": 14,
     "multiple_choice": 12,
     "json": 5,
     "yaml": 5,
     "summary": 4,
     "creative": 2,
     "translation": 14,
-    "unanswerable": 9,
+    "unanswerable": 11,
     "general": 6,
     "ask": 18,
 }

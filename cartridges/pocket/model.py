@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from cartridges.errors import FormatError, InputError
 from cartridges.pocket import MANIFEST, WEIGHTS
-from cartridges.pocket.run_folder import file_digest
+from cartridges.run_folder import file_digest
 
 
 def check_files(path: Path) -> None:

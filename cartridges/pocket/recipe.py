@@ -9,16 +9,25 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from cartridges.config import Config
+from cartridges.rng import rng_of
 
 
-class Phase(Config):
-    """A part of the training with rows of one length."""
+class Shape(Config):
+    """The batch of one step: rows of one length."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    steps: int = Field(gt=0)
     length: int = Field(gt=15, description="tokens of a row")
     rows: int = Field(gt=0)
     context_share: float = Field(0.65, gt=0.3, lt=1, description="largest part of a row that documents take")
+    weight: float = Field(1.0, gt=0, description="how often the shape is drawn among those of its phase")
+
+
+class Phase(Config):
+    """A part of the training, each of whose steps draws one of the shapes."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    steps: int = Field(gt=0)
+    shapes: list[Shape] = Field(min_length=1)
 
 
 class PocketConfig(Config):
@@ -40,7 +49,7 @@ class PocketConfig(Config):
     muon_lr: float = Field(0.02, gt=0, description="for matrices")
     adam_lr: float = Field(3e-3, gt=0, description="for embeddings and norms")
     warmup_steps: int = Field(50, ge=0)
-    decay_share: float = Field(0.5, gt=0, le=1, description="last part of the run, where rates fall to final_lr_ratio")
+    decay_share: float = Field(0.7, gt=0, le=1, description="last part of the run, where rates fall to final_lr_ratio")
     final_lr_ratio: float = Field(0.02, ge=0, le=1)
     checkpoint_every: int = Field(100, gt=0)
     log_every: int = Field(10, gt=0)
@@ -54,7 +63,10 @@ class PocketConfig(Config):
             "num_heads": 1,
             "num_kv_heads": 1,
             "vocab_size": 512,
-            "phases": [{"steps": 6, "length": 256, "rows": 2}, {"steps": 4, "length": 320, "rows": 2}],
+            "phases": [
+                {"steps": 6, "shapes": [{"length": 256, "rows": 2}]},
+                {"steps": 4, "shapes": [{"length": 320, "rows": 2}, {"length": 256, "rows": 2}]},
+            ],
             "warmup_steps": 2,
             "checkpoint_every": 4,
             "log_every": 1,
@@ -62,11 +74,16 @@ class PocketConfig(Config):
         },
         "small": {
             "phases": [
-                {"steps": 700, "length": 256, "rows": 48},
-                {"steps": 1100, "length": 512, "rows": 24},
-                {"steps": 200, "length": 1024, "rows": 12, "context_share": 0.75},
-                {"steps": 70, "length": 2048, "rows": 6, "context_share": 0.8},
-                {"steps": 40, "length": 4096, "rows": 3, "context_share": 0.9},
+                {"steps": 600, "shapes": [{"length": 256, "rows": 48}]},
+                {
+                    "steps": 1650,
+                    "shapes": [
+                        {"length": 512, "rows": 24, "weight": 10},
+                        {"length": 1024, "rows": 12, "weight": 5, "context_share": 0.75},
+                        {"length": 2432, "rows": 5, "weight": 3, "context_share": 0.88},
+                        {"length": 4480, "rows": 3, "weight": 1.5, "context_share": 0.92},
+                    ],
+                },
             ],
         },
         "base": {
@@ -76,11 +93,16 @@ class PocketConfig(Config):
             "num_heads": 6,
             "num_kv_heads": 2,
             "phases": [
-                {"steps": 1500, "length": 256, "rows": 192},
-                {"steps": 2500, "length": 512, "rows": 96},
-                {"steps": 1200, "length": 1024, "rows": 48, "context_share": 0.75},
-                {"steps": 500, "length": 2048, "rows": 24, "context_share": 0.8},
-                {"steps": 400, "length": 4096, "rows": 12, "context_share": 0.9},
+                {"steps": 1500, "shapes": [{"length": 256, "rows": 192}]},
+                {
+                    "steps": 4600,
+                    "shapes": [
+                        {"length": 512, "rows": 96, "weight": 10},
+                        {"length": 1024, "rows": 48, "weight": 5, "context_share": 0.75},
+                        {"length": 2432, "rows": 20, "weight": 3, "context_share": 0.88},
+                        {"length": 4480, "rows": 12, "weight": 1.5, "context_share": 0.92},
+                    ],
+                },
             ],
         },
     }
@@ -92,14 +114,15 @@ class PocketConfig(Config):
                 f"given num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}, "
                 "expected a multiple of num_kv_heads as num_heads"
             )
-        longest = max(phase.length for phase in self.phases)
+        shapes = [shape for phase in self.phases for shape in phase.shapes]
+        longest = max(shape.length for shape in shapes)
         if longest > self.window:
             raise ValueError(f"given a phase of length {longest}, expected at most the window, {self.window}")
-        for phase in self.phases:
-            if phase.rows * phase.length * self.target_share < 1:
+        for shape in shapes:
+            if shape.rows * shape.length * self.target_share < 1:
                 raise ValueError(
                     f"given target_share={self.target_share}, expected at least one target in the "
-                    f"{phase.rows * phase.length} tokens of a batch"
+                    f"{shape.rows * shape.length} tokens of a batch"
                 )
         return self
 
@@ -108,11 +131,12 @@ class PocketConfig(Config):
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
-    def phase_at(self, step: int) -> Phase:
-        """The phase that step `step` (from 0) belongs to."""
+    def shape_at(self, step: int) -> Shape:
+        """The shape of step `step` (from 0); long rows are mixed with short ones, so that they meet high rates too."""
+        rng = rng_of("shape", self.seed, step)
         for phase in self.phases:
             if step < phase.steps:
-                return phase
+                return rng.choices(phase.shapes, [shape.weight for shape in phase.shapes])[0]
             step -= phase.steps
         raise IndexError(step)
 

@@ -8,7 +8,7 @@ from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.knowledge import ask_general, general_facts
 from cartridges.pocket.questions import DRAWS, draw
 from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,11 +26,10 @@ CHAT_TEMPLATE = (
 def in_syllables(text: str, names: set[str]) -> str:
     """`text` with the syllables of invented words set apart by a digit, across which no merge is learned.
 
-    So a name is cut at its syllables, which makes it shorter and the same everywhere. What follows an underscore, as
-    the second half of a function's name, is left whole.
+    So a name is cut at its syllables, which makes it shorter and the same everywhere.
     """
     words = "|".join(name for name in names if name.isalpha() and name.islower())
-    cut = re.compile(rf"\b((?i:{words}))(?=\b|_|Error)")
+    cut = re.compile(rf"(?<![A-Za-z])((?i:{words}))(?![a-z])")
     return cut.sub(lambda found: re.sub(r"^(..)(..[nrslx]?(?![a-z]{2}))", r"\g<1>0\g<2>0", found[0], flags=re.I), text)
 
 

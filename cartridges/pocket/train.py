@@ -11,13 +11,11 @@ import io
 import json
 import math
 import shutil
-import signal
-import threading
 import time
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
 import torch
@@ -29,18 +27,19 @@ from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.pocket import MANIFEST
 from cartridges.pocket.attention import register
 from cartridges.pocket.batches import Batch, ChatEncoder, make_batch
-from cartridges.pocket.recipe import PocketConfig
-from cartridges.pocket.run_folder import (
+from cartridges.pocket.recipe import PocketConfig, Shape
+from cartridges.pocket.step import Optimizers, accuracy_by_kind, build_model, make_loss
+from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
+from cartridges.provenance import provenance
+from cartridges.run_folder import (
     LOCK,
+    StopSignals,
     claim,
     disk_errors_told,
     resume_command,
     write_whole,
     write_whole_folder,
 )
-from cartridges.pocket.step import Optimizers, accuracy_by_kind, build_model, make_loss
-from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
-from cartridges.provenance import provenance
 
 TOKENIZER_CONTEXTS = 3000
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -55,19 +54,17 @@ class Recent:
 
     losses: list[tuple[float, float]] = field(default_factory=list)  # all targets, answers alone
     tally: dict[str, list[int]] = field(default_factory=dict)
-    num_tokens: int = 0
-    seconds: float = 0.0
+    speeds: dict[str, list[float]] = field(default_factory=dict)  # by length of row: steps, tokens, seconds
 
-    def add(
-        self, losses: tuple[float, float], kinds: dict[str, tuple[int, int]], num_tokens: int, step_s: float
-    ) -> None:
+    def add(self, losses: tuple[float, float], kinds: dict[str, tuple[int, int]], shape: Shape, step_s: float) -> None:
         self.losses.append(losses)
         for kind, counts in kinds.items():
             self.tally[kind] = [
                 so_far + more for so_far, more in zip(self.tally.get(kind, (0, 0)), counts, strict=True)
             ]
-        self.num_tokens += num_tokens
-        self.seconds += step_s
+        so_far = self.speeds.get(str(shape.length), [0, 0, 0.0])
+        now = (1, shape.rows * shape.length, step_s)
+        self.speeds[str(shape.length)] = [old + new for old, new in zip(so_far, now, strict=True)]
 
     @property
     def right(self) -> float:
@@ -80,7 +77,8 @@ class Recent:
             "answer_loss": sum(loss for _, loss in self.losses) / len(self.losses),
             "right": self.right,
             **{f"right_{kind}": right / num_all for kind, (right, num_all) in sorted(self.tally.items())},
-            "tokens_per_s": self.num_tokens / self.seconds,
+            **{f"steps_at_{length}": steps for length, (steps, _, _) in self.speeds.items()},
+            **{f"tokens_per_s_at_{length}": tokens / seconds for length, (_, tokens, seconds) in self.speeds.items()},
         }
 
 
@@ -201,16 +199,16 @@ class Run:
         self.step, self.recent = state["step"], Recent(**state.get("recent", {}))
 
     def batch(self, step: int) -> Batch:
-        phase = self.config.phase_at(step)
-        num_targets = int(phase.rows * phase.length * self.config.target_share)
+        shape = self.config.shape_at(step)
+        num_targets = int(shape.rows * shape.length * self.config.target_share)
         key = (self.config.seed, step)
-        return make_batch(self.encoder, key, phase.rows, phase.length, num_targets, phase.context_share)
+        return make_batch(self.encoder, key, shape.rows, shape.length, num_targets, shape.context_share)
 
     def train_step(self) -> tuple[float, float, dict[str, tuple[int, int]]]:
         """One step; gives the loss, the loss on answers alone (nats a token) and the accuracy by kind."""
         batch = self.batch(self.step)
         if not batch.weights_M.any():
-            length = self.config.phase_at(self.step).length
+            length = self.config.shape_at(self.step).length
             raise CartridgesError(
                 f"the batch of step {self.step} has nothing to learn in rows of {length} tokens; give longer rows"
             )
@@ -289,7 +287,7 @@ def open_run(folder: Path, config: PocketConfig | None, device: str | None = Non
         if known and config and (other := differing(config.model_dump(), known.model_dump())):
             raise InputError(
                 f"{folder} holds a run with another {other}; give another folder, or resume it as it is with: "
-                f"{resume_command(folder)}"
+                f"{resume_command('pocket train', folder)}"
             )
         lock = claim(folder)
         try:
@@ -306,30 +304,6 @@ def open_run(folder: Path, config: PocketConfig | None, device: str | None = Non
             lock.close()
             raise
         return run
-
-
-class StopSignals:
-    """While entered, SIGINT and SIGTERM only set `asked`, so that no step is cut in two; a second one interrupts."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored under nohup and in scripts
-                    self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def train(run: Run) -> Path:
@@ -361,20 +335,19 @@ def loop(run: Run, metrics: MetricsLog, bar: Bar, stop: StopSignals) -> None:
     """
     config = run.config
     while not run.is_trained:
-        phase, started = config.phase_at(run.step), time.monotonic()
+        shape, started = config.shape_at(run.step), time.monotonic()
         loss, answer_loss, kinds = told_step(run)
-        run.recent.add((loss, answer_loss), kinds, phase.rows * phase.length, time.monotonic() - started)
+        run.recent.add((loss, answer_loss), kinds, shape, time.monotonic() - started)
         note = ""
         if run.step % config.log_every == 0 or run.is_trained:
-            metrics.append(step=run.step, length=phase.length, **run.recent.metrics())
-            note = f"length {phase.length} loss {loss:.3f} right {run.recent.right:.1%}"
+            metrics.append(step=run.step, **run.recent.metrics())
+            note = f"length {shape.length} loss {loss:.3f} right {run.recent.right:.1%}"
             run.recent = Recent()
         bar.advance(1, note)
         if stop.asked and not run.is_trained:
             run.save()
-            raise InterruptedRun(
-                f"stopped at step {run.step} of {config.num_steps}; go on with: {resume_command(run.folder)}"
-            )
+            go_on = resume_command("pocket train", run.folder)
+            raise InterruptedRun(f"stopped at step {run.step} of {config.num_steps}; go on with: {go_on}")
         if run.step % config.checkpoint_every == 0:
             run.save()
 
@@ -388,7 +361,7 @@ def told_step(run: Run) -> tuple[float, float, dict[str, tuple[int, int]]]:
 
         first_line = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first_line:
-            raise CartridgesError(f"step {run.step} does not fit into memory; give fewer rows in phases") from error
+            raise CartridgesError(f"step {run.step} does not fit into memory; give fewer rows in shapes") from error
         if isinstance(error, BackendCompilerFailed):
             raise CartridgesError(
                 f"torch.compile failed ({first_line}); install a C++ compiler, or begin anew with compile=false"

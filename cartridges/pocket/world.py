@@ -145,8 +145,3 @@ def facts_by(key: Callable[[Fact], Key], facts: Iterable[Fact]) -> dict[Key, lis
     for fact in facts:
         found.setdefault(key(fact), []).append(fact)
     return found
-
-
-def rng_of(*key: object) -> random.Random:
-    """A random generator of its own for each key; the same for the same key in every process."""
-    return random.Random("/".join(map(str, key)))

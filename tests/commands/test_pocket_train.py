@@ -16,7 +16,7 @@ from cartridges.log import read_metrics
 from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.train import open_run, train
 
-PHASES = "phases=[{steps: 30, length: 256, rows: 1}]"
+PHASES = "phases=[{steps: 30, shapes: [{length: 256, rows: 1}]}]"
 OVERRIDES = ["log_every=2", "checkpoint_every=5", PHASES]
 CONFIG = PocketConfig.resolve("tiny", None, OVERRIDES)
 # The same number of threads everywhere: it decides the order of sums, and so their last digit.
@@ -73,7 +73,10 @@ def wait_for_lines(folder: Path, num: int, process: subprocess.Popen[str]) -> No
 
 
 def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith("tokens_per_s")}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

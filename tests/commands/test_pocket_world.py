@@ -9,6 +9,7 @@ import pytest
 from cartridges import cli
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.questions import DRAWS
+from cartridges.questions import read_items
 
 
 @pytest.fixture
@@ -46,17 +47,30 @@ def test_it_writes_documents_and_questions(call, tmp_path):
     out = tmp_path / "world"
     code, stdout, _ = call("--documents", 3, "--questions", 2, "--out", out)
     assert code == 0
-    names = ["document-1.txt", "document-2.txt", "document-3.txt", "questions.jsonl"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(path.name for path in out.iterdir()) == ["documents", "questions.jsonl"]
+    names = ["document-1.md", "document-2.md", "document-3.md"]
+    assert sorted(path.name for path in (out / "documents").iterdir()) == names
     context = make_context("ward", "test", 0, 3, 2)
-    assert [(out / name).read_text() for name in names[:3]] == [document.text + "\n" for document in context.documents]
+    texts = [(out / "documents" / name).read_text() for name in names]
+    assert texts == [document.text + "\n" for document in context.documents]
     rows = [json.loads(line) for line in (out / "questions.jsonl").read_text().splitlines()]
     assert stdout == f"{out} holds 3 documents and {len(rows)} questions in questions.jsonl\n"
     assert len({row["question"] for row in rows if row["kind"] == "lookup"}) == 2
     for row in rows:
-        assert set(row) == {"kind", "question", "answer", "gold"}
+        assert set(row) == {"kind", "question", "answer", "gold", "match", "document"}
         if row["kind"] == "lookup":
             assert row["gold"][0] in row["answer"] and row["gold"][0] in context.text
+            assert row["gold"][0] in texts[names.index(row["document"])]
+    items = read_items(out / "questions.jsonl")
+    assert [item.score(item.answer) for item in items if item.golds] == [1.0] * sum(bool(item.golds) for item in items)
+
+
+def test_kinds_can_be_chosen(call, tmp_path):
+    code, _, _ = call("--kinds", "lookup,count", "--out", tmp_path / "world")
+    assert code == 0
+    assert {item.kind for item in read_items(tmp_path / "world" / "questions.jsonl")} == {"lookup", "count"}
+    code, _, stderr = call("--kinds", "lokup")
+    assert code == 2 and "unknown kind of question 'lokup'; did you mean 'lookup'?" in stderr
 
 
 def test_files_are_not_mixed(call, tmp_path):

@@ -20,7 +20,7 @@ from cartridges.pocket.batches import (
 )
 from cartridges.pocket.lessons import KIND_SHARES, Lesson, Turn, draw_lesson
 from cartridges.pocket.tokenizer import END, START
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 B, T, M = 6, 384, 2000
 CONTEXT_SHARE = 0.6

@@ -8,7 +8,7 @@ from cartridges.errors import FormatError, InputError
 from cartridges.pocket.card import train_command, write_card
 from cartridges.pocket.model import load
 from cartridges.pocket.recipe import PocketConfig
-from cartridges.pocket.run_folder import file_digest
+from cartridges.run_folder import file_digest
 
 LINES = [
     {"name": "lookup", "least": 0.99, "mean": 0.9917, "low": 0.98, "high": 0.995, "num": 1000},
@@ -36,8 +36,10 @@ def run(tmp_path, tiny_model, tiny_tokenizer, tiny_config):
         json.dumps({"num_parameters": 3_250_000, "hardware": "two cores", "command": "x"})
     )
     rows = [
-        {"step": step, "length": length, "tokens_per_s": speed}
-        for step, length, speed in [(3, 256, 1000), (6, 256, 3000), (8, 320, 640), (10, 320, 640)]
+        {"step": 3, "steps_at_256": 3, "tokens_per_s_at_256": 1000},
+        {"step": 6, "steps_at_256": 3, "tokens_per_s_at_256": 3000},
+        {"step": 8, "steps_at_320": 2, "tokens_per_s_at_320": 640},
+        {"step": 10, "steps_at_256": 1, "tokens_per_s_at_256": 2000, "steps_at_320": 1, "tokens_per_s_at_320": 640},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "curves.png").write_bytes(b"a picture")
@@ -50,7 +52,7 @@ def test_the_card_tells_what_was_measured(run):
     assert "| count | 90% | 75.0% (not reached) | 70.0% - 80.0% | 300 |" in text
     assert "3.2 million parameters" in text
     assert "`cartridges pocket train OUT --preset tiny`" in text
-    assert "10 steps of 6 x 256 tokens, 4 x 320 tokens" in text
+    assert "10 steps of 7 x 256 tokens, 3 x 320 tokens" in text
     assert "2000 in rows of 256, 640 in rows of 320" in text
     assert "more than 320 tokens were never trained" in text
     assert "`cartridges pocket eval` in 61 s on a chip, commit abc" in text
@@ -114,6 +116,6 @@ def test_a_damaged_file_is_one_line(run, name, content):
 def test_a_configuration_that_is_no_preset_is_told_by_what_differs():
     assert train_command(PocketConfig.resolve("small")) == "cartridges pocket train OUT --preset small"
     assert train_command(PocketConfig.resolve("small", overrides=["seed=3"])) == "cartridges pocket train OUT seed=3"
-    phases = "phases=[{steps: 5, length: 256, rows: 2}]"
+    phases = "phases=[{steps: 5, shapes: [{length: 256, rows: 2}]}]"
     told = train_command(PocketConfig.resolve("small", overrides=[phases]))
     assert told.startswith("cartridges pocket train OUT 'phases=[{")

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from cartridges.errors import InputError
 from cartridges.pocket import WEIGHTS
 from cartridges.pocket import evaluate as evaluation
-from cartridges.pocket.evaluate import DOCUMENT, LENGTHS, NONE, TARGETS, Evaluation, Report, evaluate, interval
+from cartridges.pocket.evaluate import DOCUMENT, LENGTHS, NONE, TARGETS, Evaluation, Report, evaluate
 from cartridges.pocket.families import FAMILIES
 from cartridges.pocket.names import split_of
 from cartridges.pocket.questions import DRAWS
@@ -112,18 +112,6 @@ def test_contexts_hold_names_of_their_split_only(tiny_tokenizer):
 def test_an_unknown_split_is_refused(tiny_tokenizer):
     with pytest.raises(InputError, match="unknown split 'tset'; did you mean 'test'"):
         evaluate(FakeModel(), tiny_tokenizer, "tset")  # type: ignore[arg-type]
-
-
-def test_intervals_are_wilsons():
-    # R: binom::binom.wilson(8, 10), and (0, 20)
-    assert interval([1.0] * 8 + [0.0] * 2) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert interval([0.0] * 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-
-
-def test_the_interval_of_graded_scores_is_normal():
-    low, high = interval([0.5, 0.7, 0.9, 0.7])
-    assert (low + high) / 2 == pytest.approx(0.7)
-    assert high - low == pytest.approx(2 * 1.959964 * 0.1633 / 2, abs=1e-3)
 
 
 def test_a_report_pools_cells_by_kind_and_length():

@@ -7,7 +7,7 @@ from cartridges.pocket.knowledge import CONTINENTS, ask_general, draw_general, d
 from cartridges.pocket.lessons import relations_by_kind
 from cartridges.pocket.names import SPLITS, split_of
 from cartridges.pocket.questions import NOT_KNOWN, STRANGERS
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 FACTS = general_facts()
 

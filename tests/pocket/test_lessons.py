@@ -10,7 +10,7 @@ from cartridges.pocket.lessons import FAMILY_SHARES, INTROS, KIND_SHARES, draw_l
 from cartridges.pocket.questions import DRAWS
 from cartridges.pocket.seeds import SEED_PROMPTS
 from cartridges.pocket.understand import understand
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 LESSONS = [draw_lesson(rng_of("lessons", seed), "train", 500) for seed in range(60)]
 TURNS = [[lesson.next_turn() for _ in range(25)] for lesson in LESSONS]
@@ -21,7 +21,7 @@ def test_lessons_are_the_same_in_every_process(hash_seed):
     program = (
         "import zlib\n"
         "from cartridges.pocket.lessons import draw_lesson\n"
-        "from cartridges.pocket.world import rng_of\n"
+        "from cartridges.rng import rng_of\n"
         "lessons = [draw_lesson(rng_of('lessons', seed), 'train', 500) for seed in range(20)]\n"
         "print(zlib.crc32(repr([(x.system, [x.next_turn() for _ in range(25)]) for x in lessons]).encode()))"
     )

@@ -7,7 +7,7 @@ import torch
 
 from cartridges.errors import FormatError, InputError
 from cartridges.pocket.model import load
-from cartridges.pocket.run_folder import file_digest
+from cartridges.run_folder import file_digest
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import yaml
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.questions import DRAWS, LETTERS, NOT_TOLD, Question, draw, fill_lookup, lookup_forms
 from cartridges.pocket.understand import understand
-from cartridges.pocket.world import Context, rng_of
+from cartridges.pocket.world import Context
+from cartridges.rng import rng_of
 
 # Which families have which kinds.
 FAMILIES_OF = {
@@ -58,7 +59,7 @@ def test_questions_are_the_same_in_every_process(hash_seed):
         "import zlib\n"
         "from cartridges.pocket.families import FAMILIES, make_context\n"
         "from cartridges.pocket.questions import DRAWS, draw\n"
-        "from cartridges.pocket.world import rng_of\n"
+        "from cartridges.rng import rng_of\n"
         "contexts = [make_context(family, 'train', 3, 2, 2) for family in FAMILIES]\n"
         "drawn = [draw(rng_of(i), c, kind) for c in contexts for kind in DRAWS for i in range(5)]\n"
         "print(zlib.crc32(repr([(q.text, q.answer, q.gold) for q in drawn if q]).encode()))"

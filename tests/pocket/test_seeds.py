@@ -4,7 +4,7 @@ from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.questions import DRAWS
 from cartridges.pocket.seeds import QUESTION_SHARES, SEED_PROMPTS, USE_CASES, draw_message
 from cartridges.pocket.understand import understand
-from cartridges.pocket.world import rng_of
+from cartridges.rng import rng_of
 
 KINDS_BEHIND = {
     "structuring": {"json", "yaml"},

@@ -11,19 +11,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cartridges import run_folder
 from cartridges.errors import CartridgesError, FormatError, InputError, InterruptedRun
 from cartridges.log import read_metrics
-from cartridges.pocket import run_folder
 from cartridges.pocket.recipe import PocketConfig
-from cartridges.pocket.run_folder import write_whole_folder
 from cartridges.pocket.train import Run, open_run, train
+from cartridges.run_folder import write_whole_folder
 
 # Lines of the metrics and checkpoints fall on different steps, so that a stop lands between them.
 CONFIG = PocketConfig.resolve("tiny", None, ["log_every=3", "checkpoint_every=4"])
 
 
 def curve(folder) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith("tokens_per_s")}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

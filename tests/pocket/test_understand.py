@@ -8,7 +8,8 @@ from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.names import Names
 from cartridges.pocket.questions import DRAWS, Question, draw
 from cartridges.pocket.understand import understand
-from cartridges.pocket.world import Context, Document, Fact, Relation, rng_of
+from cartridges.pocket.world import Context, Document, Fact, Relation
+from cartridges.rng import rng_of
 
 ANSWERABLE = [kind for kind in DRAWS if kind != "unanswerable"]
 STRANGER = "Zuzu Xax"

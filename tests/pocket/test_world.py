@@ -1,12 +1,11 @@
 import random
-import subprocess
-import sys
 
 import pytest
 
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.names import Names
-from cartridges.pocket.world import Context, Document, Fact, Grammar, Relation, facts_by, rng_of
+from cartridges.pocket.world import Context, Document, Fact, Grammar, Relation, facts_by
+from cartridges.rng import rng_of
 
 ROOM = Relation("room", Names.code)
 DRUG = Relation("drug", Names.drug, plural="drugs")
@@ -83,12 +82,3 @@ def test_facts_by_keeps_the_order():
 
 def test_keys_give_generators_of_their_own():
     assert len({rng_of("a", index).random() for index in range(100)}) == 100
-
-
-@pytest.mark.parametrize("hash_seed", ["0", "1"])
-def test_a_key_gives_the_same_generator_in_every_process(hash_seed):
-    program = "from cartridges.pocket.world import rng_of; print(rng_of('a', 1, ('b', 2)).random())"
-    result = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
-    )
-    assert float(result.stdout) == rng_of("a", 1, ("b", 2)).random()

@@ -10,7 +10,8 @@ from cartridges.pocket.families.haystack import haystack
 from cartridges.pocket.families.tongue import tongue
 from cartridges.pocket.families.ward import ward
 from cartridges.pocket.names import SPLITS, Names
-from cartridges.pocket.world import Context, Document, rng_of
+from cartridges.pocket.world import Context, Document
+from cartridges.rng import rng_of
 
 FAMILIES: dict[str, Callable[[Random, Names, int], Document]] = {
     "ward": ward,

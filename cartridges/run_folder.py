@@ -10,10 +10,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from types import FrameType, TracebackType
+from typing import Any, Self, TextIO
 
 from cartridges.errors import InputError
 
@@ -21,9 +24,33 @@ LOCK = ".lock"
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def resume_command(folder: Path) -> str:
-    """What to type to go on with the run in `folder`."""
-    return f"cartridges pocket train {shlex.quote(str(folder))}"
+def resume_command(verb: str, folder: Path) -> str:
+    """What to type to go on with the run of the command `verb` in `folder`."""
+    return f"cartridges {verb} {shlex.quote(str(folder))}"
+
+
+class StopSignals:
+    """While entered, SIGINT and SIGTERM only set `asked`, so that no step is cut in two; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored under nohup and in scripts
+                    self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 def claim(folder: Path) -> TextIO:

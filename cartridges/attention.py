@@ -1,0 +1,201 @@
+"""The one attention function: packed conversations, each behind the slots of one cartridge, on unmodified models.
+
+It is registered with transformers and gets its row through the model's keyword arguments, so there is no global state
+and gradient checkpointing works. Every token sees the P slots, at positions 0..P-1, and the earlier tokens of its own
+conversation, which starts at position P; layers with a sliding window see what the window leaves of that. The whole of
+it is differentiable in keys and values.
+
+Shapes: T tokens of a packed row, S conversations in it, C tokens of the longest, P slots, N query heads, G key/value
+heads, R = N / G, H head size, D model dim.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from cartridges.errors import InputError
+from cartridges.model import Model
+
+NAME = "cartridge_prefix"
+MAX_SCORES = 1 << 26  # numbers in the score tensor of one layer, above which it is not materialised
+
+
+@dataclass
+class PackedPrefix:
+    """What a packed row stands behind: per layer, keys and values [G, P, H]; and the row's conversation lengths."""
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    lengths: Sequence[int]
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys[0].shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    @cached_property
+    def index_SC(self) -> torch.Tensor:
+        """Where in the row the c-th token of conversation s stands; padding repeats its last token."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        starts = lengths.cumsum(0) - lengths
+        return starts[:, None] + torch.arange(max(self.lengths), device=self.device).clamp(max=lengths[:, None] - 1)
+
+    @cached_property
+    def back_T(self) -> torch.Tensor:
+        """Where in the padded layout, as flat index of [S, C], each token of the row stands."""
+        longest = max(self.lengths)
+        return torch.cat(
+            [torch.arange(length, device=self.device) + row * longest for row, length in enumerate(self.lengths)]
+        )
+
+    @cached_property
+    def positions_T(self) -> torch.Tensor:
+        """Positions of the row's tokens; each conversation starts at P."""
+        return torch.cat([torch.arange(length, device=self.device) for length in self.lengths]) + self.num_slots
+
+    def hidden_CK(self, window: int | None) -> torch.Tensor:
+        """Which of the P slots and C own tokens the c-th token of a conversation does not see, [C, P + C]."""
+        num_slots, longest = self.num_slots, max(self.lengths)
+        positions_K = torch.arange(num_slots + longest, device=self.device)
+        distance_CK = positions_K[num_slots:, None] - positions_K[None]
+        return (distance_CK < 0) | (distance_CK >= window) if window else distance_CK < 0
+
+
+def cartridge_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    cartridge_row: PackedPrefix | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row: query [1, N, T, H], key and value [1, G, T, H]; gives [1, T, N, H]."""
+    if cartridge_row is None:
+        raise InputError("a forward pass within attend() needs a packed row; call packed_hidden")
+    if s_aux is not None:
+        raise InputError("models with learned attention sinks (s_aux) are not supported in training")
+    layer: Any = module.layer_idx
+    slot_keys, slot_values = cartridge_row.keys[layer], cartridge_row.values[layer]
+    device_type = query.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else query.dtype
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    index_SC = cartridge_row.index_SC
+    q_NSCH, k_GSCH, v_GSCH = (part[0].to(dtype)[:, index_SC] for part in (query, key, value))
+    hidden_CK = cartridge_row.hidden_CK(sliding_window)
+    num_scores = q_NSCH[..., 0].numel() * hidden_CK.shape[1]
+    parts = (q_NSCH, k_GSCH, v_GSCH, slot_keys.to(dtype), slot_values.to(dtype), hidden_CK, scale)
+    if num_scores <= MAX_SCORES or softcap is not None:
+        out_NSCH = attend_once(*parts, softcap=softcap)
+    else:
+        out_NSCH = attend_expanded(*parts)
+    return out_NSCH.flatten(1, 2)[:, cartridge_row.back_T].transpose(0, 1)[None], None
+
+
+def attend_once(
+    q_NSCH: torch.Tensor,
+    k_GSCH: torch.Tensor,
+    v_GSCH: torch.Tensor,
+    slot_keys_GPH: torch.Tensor,
+    slot_values_GPH: torch.Tensor,
+    hidden_CK: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Slots are read once for all conversations together; scores are materialised."""
+    num_heads, num_rows, longest, head_size = q_NSCH.shape
+    num_kv_heads, num_slots, _ = slot_keys_GPH.shape
+    q_GRSCH = (q_NSCH * scale).view(num_kv_heads, num_heads // num_kv_heads, num_rows, longest, head_size)
+    to_slots = q_GRSCH.flatten(1, 3) @ slot_keys_GPH.transpose(1, 2)
+    to_text = q_GRSCH @ k_GSCH.transpose(2, 3)[:, None]
+    scores = torch.cat([to_slots.view(*q_GRSCH.shape[:-1], num_slots), to_text], -1).float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(hidden_CK, torch.finfo(torch.float32).min).softmax(-1).to(q_NSCH.dtype)
+    from_slots = weights[..., :num_slots].flatten(1, 3) @ slot_values_GPH
+    from_text = weights[..., num_slots:] @ v_GSCH[:, None]
+    return (from_slots.view_as(from_text) + from_text).view_as(q_NSCH)
+
+
+def attend_expanded(
+    q_NSCH: torch.Tensor,
+    k_GSCH: torch.Tensor,
+    v_GSCH: torch.Tensor,
+    slot_keys_GPH: torch.Tensor,
+    slot_values_GPH: torch.Tensor,
+    hidden_CK: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Slots are repeated for every conversation and head; torch's fused kernels never hold all scores at once."""
+    num_rows, repeats = q_NSCH.shape[1], q_NSCH.shape[0] // k_GSCH.shape[0]
+
+    def whole(slots_GPH: torch.Tensor, text_GSCH: torch.Tensor) -> torch.Tensor:
+        expanded = slots_GPH[:, None].expand(-1, num_rows, -1, -1)
+        return torch.cat([expanded, text_GSCH], 2).repeat_interleave(repeats, 0).transpose(0, 1)
+
+    out_SNCH = F.scaled_dot_product_attention(
+        q_NSCH.transpose(0, 1),
+        whole(slot_keys_GPH, k_GSCH),
+        whole(slot_values_GPH, v_GSCH),
+        attn_mask=~hidden_CK,
+        scale=scale,
+    )
+    return out_SNCH.transpose(0, 1)
+
+
+def _no_mask(*args: object, **kwargs: object) -> None:
+    """The row says what each token sees; no mask is made."""
+
+
+AttentionInterface.register(NAME, cartridge_attention)
+AttentionMaskInterface.register(NAME, cast(Any, _no_mask))
+
+
+@contextmanager
+def attend(model: Model, checkpointing: bool = False) -> Iterator[None]:
+    """Meanwhile the model's layers use `cartridge_attention`, and with `checkpointing` keep no activations.
+
+    The backward pass of a checkpointed forward pass has to happen in here too.
+    """
+    before: Any = model.hf.config._attn_implementation
+    layers = [module for module in model.hf.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if checkpointing and not layers:
+        raise InputError(f"{model.identity.model_id} cannot checkpoint its layers; set checkpointing=false")
+    model.hf.set_attn_implementation(NAME)
+    if checkpointing:
+        model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in layers:
+        layer.training = checkpointing  # of the layer alone: dropout below stays off
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        if checkpointing:
+            model.hf.gradient_checkpointing_disable()
+        model.hf.set_attn_implementation(before)
+
+
+def packed_hidden(model: Model, ids_T: torch.Tensor, prefix: PackedPrefix) -> torch.Tensor:
+    """Final hidden states [T, D], before the output layer, of a packed row; within `attend` only."""
+    if sum(prefix.lengths) != ids_T.shape[0] or min(prefix.lengths, default=0) < 1:
+        raise InputError(
+            f"given conversations of {sum(prefix.lengths)} tokens for a row of {ids_T.shape[0]}, expected as many"
+        )
+    decoder: Any = model.hf.get_decoder()
+    found = decoder(input_ids=ids_T[None], position_ids=prefix.positions_T[None], use_cache=False, cartridge_row=prefix)
+    return found.last_hidden_state[0]

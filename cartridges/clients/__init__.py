@@ -1,0 +1,1 @@
+"""Clients: who answers when conversations are made. One dialect a file."""

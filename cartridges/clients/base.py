@@ -1,0 +1,88 @@
+"""What a client is: something that answers chats, with the distributions it drew them from.
+
+A client is one server's dialect or the engine of this process. Nothing above this folder knows a dialect.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cartridges.errors import InputError
+
+if TYPE_CHECKING:
+    from cartridges.cartridge import ModelIdentity
+    from cartridges.conversation import TopK
+    from cartridges.template import ChatFormat, Message
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A prompt, as messages or as token ids; where both are given, the ids are those of the messages and go first.
+
+    `shared_len` is a hint: the first so many ids are also the beginning of other requests. `prompt_logprobs_from` also
+    asks for the distributions of the prompt's ids from that position on. `thinking` is for templates that know it.
+    """
+
+    messages: "Sequence[Message]" = ()
+    prompt_ids: Sequence[int] | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    top_k_logprobs: int = 0
+    prompt_logprobs_from: int | None = None
+    shared_len: int = 0
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no client could answer."""
+        if not self.messages and not self.prompt_ids:
+            raise InputError("given a request without messages and without prompt_ids, expected one of them")
+        if self.max_new_tokens < 1:
+            raise InputError(f"given max_new_tokens={self.max_new_tokens}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """A reply. `token_ids` include the id that ended it where `finish_reason` is "stop".
+
+    `logprobs` has a row for each of `token_ids`, `prompt_logprobs` for each asked id of the prompt; None where they
+    were not asked for, or where this client cannot give them.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: "TopK | None" = None
+    prompt_logprobs: "TopK | None" = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
+class Client(Protocol):
+    """Answers requests in bulk, results in their order; a result depends on its request alone."""
+
+    @property
+    def model_id(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def chat_format(self) -> "ChatFormat":
+        """How messages become this model's token ids."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """How many tokens a prompt and its reply may have together."""
+        ...
+
+    @property
+    def identity(self) -> "ModelIdentity | None":
+        """The model in full, None where the client knows just its name."""
+        ...
+
+    async def chat(
+        self, requests: Sequence[ChatRequest], on_done: Callable[[int], None] | None = None
+    ) -> list[ChatResult]:
+        """The replies; `on_done` is called with the number of requests newly finished, maybe in another thread."""
+        ...

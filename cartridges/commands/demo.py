@@ -1,0 +1,65 @@
+"""`cartridges demo`: the whole job on bundled documents with the bundled model, and what came of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cartridges.results import Reply, Results
+
+NUM_SHOWN = 3
+INTRO = """\
+A ward's records, {num_documents} documents of patients, doctors and drugs that the model has never seen, become a
+cartridge: the model asks itself about pieces of them, and {slots} slots of keys and values learn to answer as if it had
+read the piece. Then the same questions are asked with no context, with everything in the context, and with the
+cartridge."""
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def command(out: Path, overrides: tuple[str, ...]) -> None:
+    """Build a cartridge of the bundled documents, measure it, and show what it answers.
+
+    KEY=VALUE sets a field of the configuration, as in `cartridges build`.
+    """
+    from rich.console import Console
+
+    from cartridges.corpus import Corpus
+    from cartridges.pocket import WARD
+    from cartridges.questions import read_items
+
+    console = Console(width=None if Console().is_terminal else 100, highlight=False)
+    corpus = Corpus.from_path(WARD / "documents")
+    items = read_items(WARD / "questions.jsonl")
+    from cartridges.building import BuildConfig, build, plan_lines
+    from cartridges.engine.engine import Engine
+    from cartridges.model import load_model
+    from cartridges.report import console_table
+
+    model = load_model("pocket")
+    config = BuildConfig.resolve("pocket", None, overrides)
+    console.print(INTRO.format(num_documents=len(corpus), slots=config.slots[-1]).replace("\n", " "))
+    for line in plan_lines(corpus, model, config, len(items)):
+        console.print(f"  {line}")
+    made = build(corpus, Engine(model), out, config, items, console.print, {"documents": [str(WARD / "documents")]})
+    console.print(console_table(made.results))
+    for note in made.results.notes:
+        console.print(f"note: {note}")
+    for reply in chosen(made.results):
+        console.print(f"\n[bold]{reply.question}[/bold]")
+        for method in (made.results.reference, made.results.cartridges[-1].method):
+            row = made.results.row(method)
+            verdict = {1.0: "right", 0.0: "wrong"}.get(reply.scores.get(method, -1.0), "")
+            console.print(f"  {row.label}: {reply.replies[method]}  ({verdict})", markup=False)
+    console.print(f"\nAll numbers: {out / 'results.json'}. The report with its pictures: {made.report}")
+    console.print(f"Talk to it: cartridges chat {out}. Your own documents: cartridges build FOLDER")
+
+
+def chosen(results: "Results") -> list["Reply"]:
+    """Three questions of different kinds, the first that the file has of each, whatever the answers were."""
+    found = {reply.kind: reply for reply in reversed(results.replies)}
+    return list(found.values())[::-1][:NUM_SHOWN]

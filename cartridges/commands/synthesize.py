@@ -1,0 +1,54 @@
+"""`cartridges synthesize`: the model writes conversations about documents."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("docs_and_overrides", nargs=-1, required=True, metavar="DOCS... [KEY=VALUE]...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Run folder; it is taken up where it stopped."
+)
+@click.option("--model", default="pocket", show_default=True, help="pocket, a folder, or a Hugging Face name.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML of configuration fields.")
+@click.option("--preset", help="pocket or default; chosen by the model if not given.")
+@click.option("--include", multiple=True, help="Only files that match; may be repeated.")
+@click.option("--exclude", multiple=True, help="No files that match; may be repeated.")
+@click.option("--preview", type=click.IntRange(0), default=1, show_default=True, help="Conversations to print.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def command(
+    docs_and_overrides: tuple[str, ...],
+    out: Path,
+    model: str,
+    config_file: Path | None,
+    preset: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    preview: int,
+    device: str,
+) -> None:
+    """Write conversations about DOCS (files and folders) into the folder OUT.
+
+    KEY=VALUE sets a field of the configuration, such as num_conversations=4096; a larger number extends a finished run.
+    """
+    from cartridges.commands.arguments import split_overrides
+    from cartridges.corpus import Corpus
+
+    docs, overrides = split_overrides(docs_and_overrides)
+    corpus = Corpus.from_path(*docs, include=include, exclude=exclude)
+    from cartridges.engine.engine import Engine
+    from cartridges.model import load_model
+    from cartridges.study_plan import SynthesizeConfig
+    from cartridges.synthesis import synthesize
+
+    loaded = load_model(model, device)
+    config = SynthesizeConfig.resolve(preset or loaded.profile, config_file, overrides)
+    click.echo(f"corpus: {corpus.summary()}; preset: {preset or loaded.profile}")
+    dataset = synthesize(corpus, Engine(loaded), config, out)
+    if preview:
+        click.echo(dataset.preview(preview))
+    about = dataset.manifest
+    dropped = ", ".join(f"{num} {reason}" for reason, num in about["dropped"].items()) or "none"
+    click.echo(f"{about['num_kept']} of {about['num_conversations']} conversations kept; dropped: {dropped}")
+    click.echo(f"Train on them with: cartridges train {out} --docs {docs[0]} --out runs/train")

@@ -1,0 +1,75 @@
+"""`cartridges train`: conversations to a cartridge."""
+
+import os
+from pathlib import Path
+
+import click
+
+from cartridges.commands.arguments import parted
+from cartridges.errors import InputError
+
+
+@click.command()
+@click.argument("data_and_overrides", nargs=-1, metavar="DATA [KEY=VALUE]...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Run folder; it is taken up where it stopped."
+)
+@click.option("--docs", type=click.Path(path_type=Path), multiple=True, help="The documents, to initialise from.")
+@click.option("--model", help="pocket, a folder, or a Hugging Face name; that of DATA by default.")
+@click.option("--name", default="", help="The cartridge's name; that of OUT by default.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML of configuration fields.")
+@click.option("--preset", help="pocket or default; chosen by the model if not given.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def command(
+    data_and_overrides: tuple[str, ...],
+    out: Path,
+    docs: tuple[Path, ...],
+    model: str | None,
+    name: str,
+    config_file: Path | None,
+    preset: str | None,
+    device: str,
+) -> None:
+    """Train a cartridge on the conversations in the folder DATA.
+
+    With objective=text no DATA is needed: the cartridge then learns the documents' own text. Under torchrun or
+    accelerate launch the rows of a step are shared out.
+    """
+    data, overrides = parted(data_and_overrides)
+    if len(data) > 1:
+        raise InputError(f"given {len(data)} folders of conversations ({data[0]}, {data[1]}, ...), expected one")
+    from cartridges.corpus import Corpus
+    from cartridges.dataset import Dataset
+
+    dataset = Dataset.load(data[0]) if data else None
+    corpus = Corpus.from_path(*docs) if docs else None
+    from cartridges.model import load_model
+    from cartridges.recipe import TrainConfig
+    from cartridges.training import train
+
+    made_with = (dataset.manifest.get("model") or {}).get("model_id") if dataset else None
+    loaded = load_model(model or made_with or unknown_model(data), device_of_process(device))
+    chosen = preset or loaded.profile
+    config = TrainConfig.resolve(chosen, config_file, overrides)
+    click.echo(f"model: {loaded.identity.model_id}; preset: {chosen}; {config.slots} slots")
+    cartridge = train(dataset, loaded, corpus, config, out, name)
+    metrics = cartridge.manifest.metrics
+    loss = f", held-out loss {metrics['heldout_loss']:.4f} nats a token" if "heldout_loss" in metrics else ""
+    click.echo(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{loss}")
+    click.echo(f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}")
+
+
+def unknown_model(data: list[Path]) -> str:
+    """The bundled model where there is no dataset. Raises InputError where one does not tell what wrote it."""
+    if data:
+        raise InputError(f"{data[0]} does not tell which model wrote it; name it with --model")
+    return "pocket"
+
+
+def device_of_process(device: str) -> str:
+    """The device of this process, one of its own for each under torchrun."""
+    if device == "cpu" or "LOCAL_RANK" not in os.environ:
+        return device
+    from accelerate import PartialState
+
+    return str(PartialState().device)

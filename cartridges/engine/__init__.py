@@ -1,0 +1,1 @@
+"""Inference in this process: many requests at once on an unmodified model, with or without a cartridge."""

@@ -1,0 +1,117 @@
+"""Questions about a corpus with known answers, as JSON lines, and how a reply is scored against them.
+
+A line is `{"question": ..., "answer": ...}`, and optionally `gold` (a text or a list: what a right reply must hold),
+`match` (how, a key of RULES), `document` (the path of the document that answers it) and `kind` (a name for groups).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cartridges.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. Without `golds` nothing scores it, and `answer` is what the teacher said."""
+
+    question: str
+    answer: str
+    golds: tuple[str, ...] = ()
+    match: str = "contains"
+    document: str = ""
+    kind: str = "question"
+
+    def score(self, reply: str) -> float | None:
+        """1 for a right reply, 0 for a wrong one; None where nothing tells."""
+        return float(RULES[self.match](reply, self.golds)) if self.golds else None
+
+
+def normalized(text: str) -> str:
+    """Text without case, extra white space and the full stop at its end."""
+    return re.sub(r"\s+", " ", text).strip().strip(".").strip().lower()
+
+
+def holds(reply: str, golds: tuple[str, ...]) -> bool:
+    """Whether every gold text stands in the reply, as whole words."""
+    return all(
+        re.search(rf"(?<![a-z0-9_])(?<!\d[.,]){re.escape(normalized(gold))}(?![a-z0-9_])(?![.,]\d)", normalized(reply))
+        for gold in golds
+    )
+
+
+def equals(reply: str, golds: tuple[str, ...]) -> bool:
+    """Whether the reply is one of the gold texts."""
+    return normalized(reply) in map(normalized, golds)
+
+
+def concludes(reply: str, golds: tuple[str, ...]) -> bool:
+    """Whether what stands behind the reply's last "is" is one of the gold texts."""
+    return equals(re.split(r"\bis\s", reply)[-1], golds)
+
+
+def is_record(reply: str, golds: tuple[str, ...]) -> bool:
+    """Whether the reply is JSON or YAML with just the keys and values of the gold record (JSON)."""
+    try:
+        given, wanted = yaml.safe_load(reply), json.loads(golds[0])
+    except (ValueError, yaml.YAMLError):
+        return False
+    records = [
+        {str(key): str(value) for key, value in part.items()} for part in (given, wanted) if isinstance(part, dict)
+    ]
+    return len(records) == 2 and records[0] == records[1]
+
+
+RULES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
+    "contains": holds,
+    "exact": equals,
+    "final": concludes,
+    "record": is_record,
+}
+
+
+def read_items(path: Path) -> list[Item]:
+    """The questions of a JSONL file. Raises InputError with the line that cannot be used."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the questions in {path} ({type(error).__name__}); give a JSONL file") from error
+    items = [_item(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not items:
+        raise InputError(f'{path} holds no questions, expected lines such as {{"question": "...", "answer": "..."}}')
+    return items
+
+
+def _item(where: str, line: str) -> Item:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error.msg}); mend or remove it") from error
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise InputError(f"{where}: given {line[:60]!r}, expected an object with a text as 'question'")
+    answer, document, kind = (_text(row, key) for key in ("answer", "document", "kind"))
+    gold = row.get("gold")
+    golds = [gold] if isinstance(gold, str) else gold if gold is not None else [answer] * bool(answer)
+    if not isinstance(golds, list) or not all(isinstance(text, str) and text.strip() for text in golds):
+        raise InputError(f"{where}: given {gold!r} as 'gold', expected a text or a list of texts")
+    match = str(row.get("match", "contains"))
+    if match not in RULES:
+        raise InputError(f"{where}: {unknown_name('match', match, RULES)}")
+    return Item(row["question"], answer, tuple(golds), match, document, kind or "question")
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    """The value as text; nothing where it is missing or null."""
+    return "" if row.get(key) is None else str(row[key])
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """Write questions so that `read_items` gives them back."""
+    rows = ({("gold" if key == "golds" else key): value for key, value in asdict(item).items()} for item in items)
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

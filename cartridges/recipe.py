@@ -1,0 +1,70 @@
+"""What of training a cartridge can be chosen. Defaults follow the paper; preset "pocket" fits the small model."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from cartridges.config import Config
+from cartridges.initialization import InitializeConfig
+
+
+class TrainConfig(Config):
+    """One training run. A step is `rows_per_step` packed rows of `row_len` tokens."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    slots: int = Field(1024, gt=0)
+    frozen_slots: int = Field(1, ge=0, description="slots that stay as initialised; the first keeps the sink")
+    initialize: InitializeConfig = InitializeConfig.resolve()
+    objective: Literal["distill", "next_token", "text"] = Field(
+        "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
+    )
+    lr: float = Field(2e-2, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    warmup_steps: int = Field(20, ge=0)
+    final_lr_ratio: float = Field(0.02, ge=0, le=1, description="of lr, at the end of the linear decay")
+    epochs: int = Field(1, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="instead of epochs")
+    row_len: int = Field(4096, gt=7, description="tokens of a packed row")
+    rows_per_step: int = Field(8, gt=0, description="gradients of so many rows are accumulated")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no limit")
+    precision: Literal["bf16", "fp32"] = "bf16"
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass, to save memory")
+    holdout_share: float = Field(0.05, ge=0, lt=1, description="of the conversations, to find the best step")
+    eval_every: int = Field(50, gt=0)
+    patience: int = Field(0, ge=0, description="stop after so many worse measurements in a row; 0 for never")
+    keep_best: bool = True
+    save_every: int = Field(100, gt=0)
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    log_every: int = Field(10, gt=0)
+    trackers: list[str] = Field([], description="of accelerate: wandb, tensorboard, trackio, ...")
+    seed: int = Field(0, ge=0)
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "pocket": {
+            "slots": 128,
+            "initialize": {"kind": "random"},
+            "lr": 0.2,
+            "beta2": 0.95,
+            "epochs": 4,
+            "row_len": 512,
+            "rows_per_step": 1,
+            "clip": 0.0,
+        },
+    }
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.frozen_slots >= self.slots:
+            raise ValueError(
+                f"given slots={self.slots} and frozen_slots={self.frozen_slots}, expected at least one slot to train"
+            )
+        return self
+
+    def lr_ratio(self, step: int, num_steps: int) -> float:
+        """The rate of step `step` (from 0) as a fraction of `lr`: linear warm-up, then linear decay."""
+        warm = (step + 1) / max(1, self.warmup_steps)
+        left = (num_steps - step) / max(1, num_steps - min(self.warmup_steps, num_steps - 1))
+        return min(1.0, warm, max(self.final_lr_ratio, left))

@@ -1,0 +1,387 @@
+"""The verb `train`: conversations to a cartridge, by context distillation (arXiv 2506.06266, section 4.2).
+
+The model is frozen; keys and values of the slots behind the frozen ones are the parameters, in float32. A run folder
+holds `config.yaml`, `manifest.json`, `metrics.jsonl`, `curves.png`, `checkpoint.pt` (weights-only loading) and in the
+end `cartridge/`. A run that dies at any moment goes on from its last checkpoint with the same curve.
+
+Shapes: L layers, P slots, G key/value heads, H head size, M targets.
+"""
+
+import io
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cartridges.attention import PackedPrefix, attend, packed_hidden
+from cartridges.cartridge import MANIFEST, Cartridge
+from cartridges.corpus import Corpus
+from cartridges.dataset import Dataset
+from cartridges.errors import CartridgesError, ConfigError, FormatError, InterruptedRun
+from cartridges.initialization import initialize
+from cartridges.log import Bar, MetricsLog, plot_curves, progress
+from cartridges.losses import distillation_loss, next_token_loss
+from cartridges.model import Model
+from cartridges.packing import PackedRow, RowTensors, to_tensors
+from cartridges.preflight import accelerator_of, check_run
+from cartridges.provenance import provenance
+from cartridges.recipe import TrainConfig
+from cartridges.rows import RowPlan
+from cartridges.run_folder import StopSignals, claim, disk_errors_told, write_whole
+
+CARTRIDGE, CHECKPOINT, METRICS = "cartridge", "checkpoint.pt", "metrics.jsonl"
+CURVES, CONFIG = "curves.png", "config.yaml"
+
+
+@dataclass
+class Progress:
+    """What a run has done so far, besides its parameters."""
+
+    step: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+    last_loss: float = math.inf
+    num_worse: int = 0  # held-out measurements since the best one
+    recent: list[tuple[float, float, int]] = field(default_factory=list)  # loss, gradient norm, tokens of each step
+
+
+class Slots:
+    """The parameters: per layer the frozen and the trained part of keys and values."""
+
+    def __init__(self, cartridge: Cartridge, device: torch.device):
+        frozen = cartridge.num_frozen
+        self.cartridge = cartridge
+        tensors = [tensor.float().to(device) for tensor in (*cartridge.keys, *cartridge.values)]
+        self.frozen = [tensor[:, :frozen].clone() for tensor in tensors]
+        self.trained = [torch.nn.Parameter(tensor[:, frozen:].clone()) for tensor in tensors]
+
+    def whole(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values [G, P, H] of every layer."""
+        tensors = [torch.cat(pair, 1) for pair in zip(self.frozen, self.trained, strict=True)]
+        half = len(tensors) // 2
+        return tensors[:half], tensors[half:]
+
+    def state(self) -> list[torch.Tensor]:
+        """A copy of the trained parts."""
+        return [parameter.detach().clone() for parameter in self.trained]
+
+    def load(self, state: list[torch.Tensor]) -> None:
+        """Take over what `state` gave; ValueError where the shapes differ."""
+        if [part.shape for part in state] != [parameter.shape for parameter in self.trained]:
+            raise ValueError("slots of other shapes")
+        with torch.no_grad():
+            for parameter, part in zip(self.trained, state, strict=True):
+                parameter.copy_(part)
+
+
+class Run:
+    """One training run in a folder."""
+
+    def __init__(
+        self,
+        dataset: Dataset | None,
+        model: Model,
+        corpus: Corpus | None,
+        config: TrainConfig,
+        out: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.config, self.out, self.accelerator = model, config, Path(out), accelerator
+        self.plan = RowPlan.of(dataset, model, corpus, config)
+        start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots)
+        self.dataset_digest = dataset.digest if dataset else ""
+        self.slots = Slots(start, model.device)
+        betas = (config.beta1, config.beta2)
+        self.optimizer = torch.optim.Adam(self.slots.trained, lr=config.lr, betas=betas)
+        self.done = Progress()
+        self.best: list[torch.Tensor] | None = None
+
+    @property
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 products where the configuration says so; by default wherever the model is not already in it."""
+        if self.config.precision == "fp32" or (self.model.dtype != torch.float32):
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+    @property
+    def is_trained(self) -> bool:
+        stopped_early = 0 < self.config.patience <= self.done.num_worse
+        return self.done.step >= self.plan.num_steps or stopped_early
+
+    def loss_of(self, row: PackedRow) -> torch.Tensor:
+        """The sum of the loss over the row's targets, in nats."""
+        tensors: RowTensors = to_tensors(row, self.model.device)
+        head = self.model.head
+        with self.autocast:
+            keys, values = self.slots.whole()
+            hidden_TD = packed_hidden(self.model, tensors.ids_T, PackedPrefix(keys, values, row.lengths))
+            hidden_MD = hidden_TD[tensors.target_positions_M]
+            capped: dict[str, Any] = {"softcap": head.softcap, "scale": head.scale}
+            if self.config.objective == "distill":
+                return distillation_loss(
+                    hidden_MD, head.weight_VD, tensors.teacher_ids_MK, tensors.teacher_logprobs_MK, **capped
+                )
+            return next_token_loss(hidden_MD, head.weight_VD, tensors.target_ids_M, **capped)
+
+    def train_step(self) -> None:
+        """One optimiser step over the rows of the step, shared out over the processes."""
+        started, config = time.monotonic(), self.config
+        rows = self.plan.step_rows(self.done.step)
+        num_targets = sum(row.num_targets for row in rows)
+        total = torch.zeros((), device=self.model.device)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for row in rows[rank::world]:
+            loss = self.loss_of(row) / num_targets
+            loss.backward()
+            total += loss.detach()
+        self.share_gradients()
+        value = float(self.summed(total))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.slots.trained, config.clip or math.inf))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise CartridgesError(
+                f"the loss became {value} (gradient norm {norm}) at step {self.done.step}; give a lower lr than "
+                f"{config.lr}, or precision=fp32, and begin anew"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * config.lr_ratio(self.done.step, self.plan.num_steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        num_tokens = sum(len(row.ids_T) for row in rows)
+        self.done.step += 1
+        self.done.num_tokens += num_tokens
+        self.done.recent.append((value, norm, num_tokens))
+        self.done.seconds += time.monotonic() - started
+
+    def share_gradients(self) -> None:
+        """Add up what the processes found; one without rows adds nothing."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.slots.trained:
+            grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = self.summed(grad)
+
+    @torch.no_grad()
+    def heldout_loss(self) -> float:
+        """The mean loss over all held-out targets, in nats a token."""
+        rows, total = self.plan.heldout_rows, torch.zeros((), device=self.model.device)
+        for row in rows[self.accelerator.process_index :: self.accelerator.num_processes]:
+            total += self.loss_of(row)
+        return float(self.summed(total)) / sum(row.num_targets for row in rows)
+
+    def measure(self) -> dict[str, float]:
+        """The held-out loss, remembered with the slots if it is the best so far; nothing without held-out rows."""
+        if not self.plan.heldout_rows:
+            return {}
+        started = time.monotonic()
+        loss = self.done.last_loss = self.heldout_loss()
+        if loss < self.done.best_loss:
+            self.done.best_loss, self.done.best_step, self.done.num_worse = loss, self.done.step, 0
+            self.best = self.slots.state()
+        else:
+            self.done.num_worse += 1
+        self.done.seconds += time.monotonic() - started
+        return {"heldout_loss": loss}
+
+    def told(self, measured: dict[str, float]) -> dict[str, float]:
+        """A line of the metrics: means over the steps since the last one."""
+        losses, norms, tokens = zip(*self.done.recent, strict=True)
+        lr = self.config.lr * self.config.lr_ratio(self.done.step - 1, self.plan.num_steps)
+        self.done.recent = []
+        return {
+            "loss": sum(losses) / len(losses),
+            "grad_norm": sum(norms) / len(norms),
+            **measured,
+            "lr": lr,
+            "num_tokens": sum(tokens),
+            "seconds": round(self.done.seconds, 3),
+        }
+
+    def is_stopped(self, asked: bool) -> bool:
+        """Whether any of the processes was asked to stop, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.summed(torch.tensor(float(asked), device=self.model.device)) > 0)
+
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes."""
+        reduced: Any = self.accelerator.reduce(tensor, "sum") if self.accelerator.num_processes > 1 else tensor
+        return reduced
+
+    def made_with(self) -> dict[str, Any]:
+        """What a checkpoint belongs to, and is of no use without."""
+        start = self.slots.cartridge.manifest  # by what it is made of: its bits may differ on another machine
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "dataset": self.dataset_digest,
+            "corpus": start.corpus_digest,
+            "model": start.model.weights_digest,
+            "initializer": start.initializer,
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint, so that at every moment a whole one exists; by the first process alone."""
+        if not self.accelerator.is_main_process:
+            return
+        content = io.BytesIO()
+        state = {
+            "made_with": json.dumps(self.made_with(), sort_keys=True),
+            "slots": self.slots.state(),
+            "frozen": self.slots.frozen,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "done": vars(self.done),
+        }
+        torch.save(state, content)
+        write_whole(self.out / CHECKPOINT, content.getbuffer())
+
+    def load(self) -> None:
+        """Go on from the checkpoint. Raises FormatError where it is damaged, ConfigError where it is another run's."""
+        path = self.out / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=self.model.device, weights_only=True)
+            made_with: dict[str, Any] = json.loads(state["made_with"])
+            now = json.loads(json.dumps(self.made_with()))
+            differing = sorted(key for key in now if made_with.get(key) != now[key])
+            if differing:
+                old, new = made_with.get("config", {}), now["config"]
+                fields = [f"config ({name})" for name in sorted(new) if old.get(name) != new[name]]
+                told = ", ".join([name for name in differing if name != "config"] + fields)
+                raise ConfigError(f"{self.out} holds a run with another {told}; give another folder")
+            self.slots.load(state["slots"])
+            self.slots.frozen = state["frozen"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best, self.done = state["best"], Progress(**state["done"])
+        except (CartridgesError, OSError):
+            raise
+        except Exception as error:  # what zipfile, pickle and torch raise for bad files has no common base
+            raise FormatError(
+                f"cannot resume from {path}: it is damaged ({type(error).__name__}); delete it to begin anew"
+            ) from error
+
+    def finished(self, name: str) -> Cartridge:
+        """The cartridge: the best slots by held-out loss where the configuration keeps those, else the last."""
+        if self.best is not None and self.config.keep_best:
+            self.slots.load(self.best)
+        keys, values = ([tensor.detach().cpu() for tensor in part] for part in self.slots.whole())
+        kept_best = self.best is not None and self.config.keep_best
+        metrics = {
+            "steps": self.done.step,
+            "kept_step": self.done.best_step if kept_best else self.done.step,
+            "num_tokens": self.done.num_tokens,
+            "seconds": round(self.done.seconds, 2),
+        }
+        if self.plan.heldout_rows:
+            metrics["heldout_loss"] = self.done.best_loss if kept_best else self.done.last_loss
+        told = {
+            "name": name,
+            "dataset_digest": self.dataset_digest,
+            "training": self.config.model_dump(mode="json"),
+            "metrics": metrics,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        manifest = self.slots.cartridge.manifest.model_copy(update=told)
+        return Cartridge(keys, values, manifest).to("cpu", getattr(torch, self.config.save_dtype)).sealed()
+
+
+def train(
+    dataset: Dataset | None,
+    model: Model,
+    corpus: Corpus | None = None,
+    config: TrainConfig | None = None,
+    out: Path = Path("runs/train"),
+    name: str = "",
+    **values: Any,
+) -> Cartridge:
+    """Train a cartridge in the run folder `out`, or go on with the run it holds, or give what it ended with.
+
+    `values` are fields of the configuration, over the preset that fits the model, where no `config` is given. `corpus`
+    is needed to initialise from it and for the objective "text", which needs no dataset. Raises InputError,
+    ConfigError where `out` holds another run, InterruptedRun when stopped, CartridgesError when the loss is no number.
+    """
+    if config is not None and values:
+        raise ConfigError(f"given a config and {', '.join(sorted(values))}; give one or the other")
+    config = config or TrainConfig.resolve(model.profile, values=values)
+    out = Path(out)
+    check_run(dataset, model, config, out)
+    # bf16 is asked for by autocast, so that float32 masters and the frozen model stay as they are
+    accelerator = accelerator_of(model, config, out)
+    is_main = accelerator.is_main_process
+    with disk_errors_told(out), claim(out) if is_main else nullcontext():
+        run = Run(dataset, model, corpus, config, out, accelerator)
+        if (out / CHECKPOINT).exists():
+            run.load()
+        elif is_main:
+            shutil.rmtree(out / CARTRIDGE, ignore_errors=True)  # of a run begun anew
+            config.save(out / CONFIG)
+            about = {"slots": config.slots, "dataset": run.dataset_digest, "model": model.identity.model_id}
+            write_whole(out / "manifest.json", (json.dumps({**about, **provenance()}, indent=1) + "\n").encode())
+        if config.trackers:
+            flat = {
+                key: value
+                for key, value in config.model_dump(mode="json").items()
+                if not isinstance(value, dict | list)
+            }
+            accelerator.init_trackers("cartridges", flat)
+        if not run.is_trained:
+            with (
+                attend(model, config.checkpointing),
+                metrics_of(run) as metrics,
+                StopSignals() as stop,
+                progress(f"training {config.slots} slots", run.plan.num_steps, is_main) as bar,
+            ):
+                bar.advance(run.done.step, "resumed" if run.done.step else "starting")
+                loop(run, metrics, bar, stop)
+            run.save()
+        if is_main and not (out / CARTRIDGE / MANIFEST).exists():
+            plot_curves(out / METRICS, out / CURVES, {"loss (nats per token)": ["loss", "heldout_loss"]})
+            run.finished(name or out.name).save(out / CARTRIDGE)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return Cartridge.load(out / CARTRIDGE)
+
+
+@contextmanager
+def metrics_of(run: Run) -> Iterator[MetricsLog | None]:
+    """The metrics of the run, without lines that are ahead of its checkpoint; None beside the first process."""
+    if not run.accelerator.is_main_process:
+        yield None
+        return
+    with MetricsLog(run.out / METRICS) as metrics:
+        metrics.truncate_after(run.done.step or -1)
+        yield metrics
+
+
+def loop(run: Run, metrics: MetricsLog | None, bar: Bar, stop: StopSignals) -> None:
+    """Step until the end; a line of the metrics is written before the checkpoint that it belongs to."""
+    config = run.config
+    if not run.done.step and (measured := run.measure()) and metrics:
+        metrics.append(step=0, **measured)
+    while not run.is_trained:
+        run.train_step()
+        step, last = run.done.step, run.done.step >= run.plan.num_steps
+        measured = run.measure() if last or step % config.eval_every == 0 else {}
+        if measured or last or step % config.log_every == 0:
+            told = run.told(measured)
+            if metrics:
+                metrics.append(step=step, **told)
+            if config.trackers:
+                run.accelerator.log(told, step=step)
+            bar.advance(0, " ".join(f"{key} {told[key]:.4f}" for key in ("loss", "heldout_loss") if key in told))
+        bar.advance(1)
+        if run.is_stopped(stop.asked) and not run.is_trained:
+            run.save()
+            raise InterruptedRun(
+                f"stopped at step {step} of {run.plan.num_steps} in {run.out}; give the same command again to go on"
+            )
+        if step % config.save_every == 0:
+            run.save()

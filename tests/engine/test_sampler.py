@@ -1,0 +1,89 @@
+"""Draws are functions of seed and place; entries are those of the full softmax."""
+
+import numpy as np
+import pytest
+import torch
+
+from cartridges.engine.sampler import choose, top_k, uniform
+from cartridges.errors import CartridgesError
+
+
+def test_uniform_numbers_are_fixed_for_all_time():
+    # Recorded once; a change would silently change every conversation that was drawn with a seed.
+    assert [uniform(0, 0), uniform(0, 1), uniform(1, 0)] == [
+        0.3859926107094097,
+        0.29868916236736043,
+        0.48055380340761744,
+    ]
+    assert uniform(-5, 3) != uniform(5, 3)
+
+
+def test_uniform_numbers_are_uniform():
+    numbers = np.array([uniform(seed, place) for seed in range(100) for place in range(100)])
+    counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert (((counts - 500) ** 2) / 500).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.04
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 4.0, 4.9]])
+    assert choose(logits, [0.0, 0.0], [1, 2], [0, 0]) == [1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_distribution(temperature):
+    logits = torch.tensor([1.0, -float("inf"), 0.0, 2.0, -1.0])
+    num = 20_000
+    drawn = choose(logits.expand(num, -1), [temperature] * num, list(range(num)), [7] * num)
+    shares = np.bincount(drawn, minlength=5) / num
+    expected = (logits / temperature).softmax(0).numpy()
+    assert shares[1] == 0
+    # five standard deviations of a share
+    assert (abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / num) + 1e-12).all()
+
+
+def test_what_has_no_probability_is_never_drawn(monkeypatch):
+    logits = torch.tensor([[-float("inf"), 0.0, -float("inf")]])
+    for number in (0.0, 1 - 2.0**-53):
+        monkeypatch.setattr("cartridges.engine.sampler.uniform", lambda seed, place, number=number: number)
+        assert choose(logits, [1.0], [0], [0]) == [1]
+
+
+def test_a_draw_depends_on_its_own_row_alone():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 50)
+    temperatures, seeds, places = [0.7, 0.0, 1.3, 1.0, 0.0, 0.2], [3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]
+    together = choose(logits, temperatures, seeds, places)
+    alone = [choose(logits[[i]], [temperatures[i]], [seeds[i]], [places[i]])[0] for i in range(6)]
+    assert together == alone
+
+
+def test_tiny_temperatures_do_not_overflow():
+    logits = torch.tensor([[1000.0, 999.0, -1000.0]])
+    assert choose(logits, [1e-8], [0], [0]) == [0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_stop_the_run(bad):
+    with pytest.raises(CartridgesError, match="the model gave logits that are no finite numbers; load it in float32"):
+        choose(torch.tensor([[0.0, bad]]), [0.0], [0], [0])
+
+
+def test_top_k_is_of_the_full_softmax():
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(4, 30)
+    ids, logprobs = top_k(logits, 3)
+    whole = logits.double().log_softmax(-1).numpy()
+    order = np.argsort(-whole, axis=1)[:, :3]
+    assert ids.dtype == np.int32 and logprobs.dtype == np.float32
+    assert (ids == order).all()
+    np.testing.assert_allclose(logprobs, np.take_along_axis(whole, order, 1), atol=1e-6)
+    _, everything = top_k(logits, 30)
+    np.testing.assert_allclose(np.exp(everything).sum(1), 1, atol=1e-5)
+
+
+def test_top_k_of_bfloat16_is_not_rounded_again():
+    logits = torch.linspace(0, 3, 20).to(torch.bfloat16)[None]
+    _, logprobs = top_k(logits, 20)
+    np.testing.assert_allclose(np.exp(logprobs.astype(np.float64)).sum(), 1, atol=1e-6)

@@ -1,0 +1,105 @@
+"""Packed rows behind slots, judged by transformers' own cache, one conversation at a time."""
+
+import pytest
+import torch
+
+from cartridges import attention
+from cartridges.attention import PackedPrefix, attend, packed_hidden
+from cartridges.errors import InputError
+from cartridges.model import prefix_kv
+from tests.architectures import ARCHITECTURES, tiny
+from tests.reference import logits_behind, logits_of
+
+NUM_SLOTS = 11  # more than the sliding window
+LENGTHS = (5, 9, 1, 13)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request, tiny_tokenizer):
+    return tiny(request.param, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    generator = torch.Generator().manual_seed(3)
+    draw = torch.randint(4, 500, (NUM_SLOTS + sum(LENGTHS),), generator=generator).tolist()
+    context, rest = draw[:NUM_SLOTS], draw[NUM_SLOTS:]
+    return context, [[rest.pop() for _ in range(length)] for length in LENGTHS]
+
+
+def leaves(tensors):
+    return [tensor.clone().requires_grad_() for tensor in tensors]
+
+
+def packed_logits(model, keys, values, conversations):
+    row = torch.tensor([token for ids in conversations for token in ids])
+    hidden = packed_hidden(model, row, PackedPrefix(keys, values, [len(ids) for ids in conversations]))
+    head = model.head
+    logits = hidden @ head.weight_VD.T * head.scale
+    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap else logits
+
+
+def test_slots_of_a_real_prefix_give_its_logits(model, texts):
+    context, conversations = texts
+    keys, values = prefix_kv(model, context)
+    wanted = torch.cat([logits_of(model, context + ids)[NUM_SLOTS:] for ids in conversations])
+    with attend(model):
+        found = packed_logits(model, keys, values, conversations)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("max_scores", [attention.MAX_SCORES, 0])
+def test_packed_rows_give_loss_and_gradients_of_separate_conversations(
+    model, texts, checkpointing, max_scores, monkeypatch
+):
+    monkeypatch.setattr(attention, "MAX_SCORES", max_scores)
+    context, conversations = texts
+    slots = prefix_kv(model, context)
+    weights = torch.randn(sum(LENGTHS), len(model.tokenizer), generator=torch.Generator().manual_seed(5))
+    keys, values = (leaves(part) for part in slots)
+    with attend(model, checkpointing):
+        loss = (packed_logits(model, keys, values, conversations).log_softmax(-1) * weights).sum()
+        loss.backward()
+    keys_apart, values_apart = (leaves(part) for part in slots)
+    apart = torch.cat([logits_behind(model, keys_apart, values_apart, ids) for ids in conversations])
+    loss_apart = (apart.log_softmax(-1) * weights).sum()
+    loss_apart.backward()
+    assert loss.item() == pytest.approx(loss_apart.item(), rel=1e-5)
+    for ours, theirs in zip(keys + values, keys_apart + values_apart, strict=True):
+        assert theirs.grad.abs().sum() > 0
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * max(1.0, theirs.grad.abs().max().item())
+
+
+def test_order_and_neighbours_do_not_matter(model, texts):
+    context, conversations = texts
+    keys, values = prefix_kv(model, context)
+    with attend(model):
+        together = packed_logits(model, keys, values, conversations)
+        other_way = packed_logits(model, keys, values, conversations[::-1])
+    assert torch.allclose(together[: LENGTHS[0]], other_way[-LENGTHS[0] :], atol=2e-4)
+
+
+def test_the_model_is_given_back_as_it_was(model, texts):
+    context, conversations = texts
+    before = logits_of(model, context)
+    keys, values = prefix_kv(model, context)
+    with pytest.raises(RuntimeError, match="stop"), attend(model, checkpointing=True):
+        raise RuntimeError("stop")
+    assert torch.equal(logits_of(model, context), before)
+    assert not any(module.training for module in model.hf.modules())
+    with attend(model, checkpointing=True):
+        packed_logits(model, keys, values, conversations)
+    assert torch.equal(logits_of(model, context), before)
+
+
+def test_wrong_lengths_are_told(model, texts):
+    context, _ = texts
+    keys, values = prefix_kv(model, context)
+    with attend(model), pytest.raises(InputError, match="given conversations of 7 tokens for a row of 3"):
+        packed_hidden(model, torch.tensor([5, 6, 7]), PackedPrefix(keys, values, [3, 4]))
+
+
+def test_a_forward_pass_without_a_row_is_told(model):
+    with attend(model), pytest.raises(InputError, match="needs a packed row"):
+        model.hf(input_ids=torch.tensor([[5, 6]]), use_cache=False)

@@ -1,0 +1,74 @@
+"""The comparison with PEFT runs in its quick form, and says what is missing where there is no PEFT."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cartridges.conversation import Conversation, TopK
+from cartridges.dataset import Dataset
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tiny_model, tiny_tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model.save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    return path
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/training_step.py", "--quick", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_both_sides_are_measured(tiny_path, tmp_path):
+    pytest.importorskip("peft")
+    out = tmp_path / "result.json"
+    done = run("--model", tiny_path, "--slots", 16, "--conversations", 5, "--out", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {"command", "commit", "date", "versions", "hardware", "threads"} <= set(result)
+    assert result["versions"]["peft"]
+    assert abs(result["untrained_loss"]["ours"] - result["untrained_loss"]["peft"]) < 1e-3
+    assert result["untrained_loss"]["relative_gradient_difference"] < 1e-3
+    settings = [row["setting"] for row in result["rows"] if row["side"] == "PEFT"]
+    assert settings == [
+        f"{batches} conversations, {attention}" for batches in ("1 x 5", "2 x 4") for attention in ("sdpa", "eager")
+    ]
+    assert all(row["peak_mb"] > 0 and len(row["all"]) == 2 and min(row["all"]) > 0 for row in result["rows"])
+    ours = [row for row in result["rows"] if row["side"] == "packed rows"]
+    assert {row["num_computed_tokens"] for row in ours} == {result["tokens"]}
+    low, high = result["speed_ratio_range"]
+    assert 0 < low <= high
+    assert "fastest by fastest" in done.stdout
+
+
+def test_a_dataset_of_unlike_teachers_gives_the_same_loss(tiny_path, tmp_path):
+    pytest.importorskip("peft")
+    said, talks = [{"role": "user", "content": "a"}], []
+    for index, logprobs in enumerate(([-0.1], [-0.5, -1.5, -3.0])):
+        rows = TopK([list(range(5, 5 + len(logprobs)))] * 2, [logprobs] * 2)
+        talks.append(Conversation(index, said, list(range(9 + index)), [1, 6], rows, "", 0, 0, "random", 0, 0))
+    Dataset.from_conversations(talks).save(tmp_path / "data")
+    given = ("--model", tiny_path, "--slots", 16, "--dataset", tmp_path / "data", "--repetitions", 1)
+    done = run(*given, "--conversations", 2)  # which fails where the losses differ
+    assert done.returncode == 0, done.stderr
+    refused = run(*given, "--conversations", 3)
+    assert refused.returncode == 2
+    assert "with 2 conversations, expected at least 3" in refused.stderr
+
+
+def test_without_peft_it_says_what_to_install(tmp_path):
+    (tmp_path / "peft.py").write_text("raise ImportError('no such package')\n")
+    done = run(PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert (
+        done.stderr == "error: PEFT, with which this compares, is not installed or too old; pip install 'peft>=0.21'\n"
+    )
