@@ -7,8 +7,11 @@ The same call gives the same bits.
 Shapes: M target tokens, V vocabulary.
 """
 
+import dataclasses
 import itertools
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,16 +20,19 @@ import torch
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import engine_attention
 from cartridges.engine.batch import Batch, Reply
+from cartridges.engine.handle import Handle
 from cartridges.engine.prefixes import Prefixes, prefix_key
-from cartridges.engine.request import Request, Result, check, check_target
+from cartridges.engine.request import EngineStats, Event, FinishReason, Request, Result, check, check_target
 from cartridges.engine.runner import MAX_LOGITS, Runner
 from cartridges.engine.scheduler import MAX_ROWS, Limits, schedule
+from cartridges.engine.shelf import Shelf
 from cartridges.errors import InputError
 from cartridges.model import Model, load_model
 
 PREFIX_BYTES = 1 << 30
 INCOMPLETE = "\ufffd"  # what tokenizers write for a character whose last bytes are still to come
 
+OnEvent = Callable[[Event], None] | None
 Target = tuple[Sequence[int], Sequence[int], Cartridge | None, int]
 
 
@@ -51,7 +57,12 @@ class Engine:
         self.limits = Limits(MAX_ROWS.get(self.model.device.type, MAX_ROWS["cpu"]), max_batch_tokens)
         self.runner = Runner(self.model, bool(autocast_bf16))
         self.prefixes = Prefixes(self.runner, max_prefix_bytes)
+        self.shelf = Shelf(self.model)
         self._turn = threading.RLock()
+        self._queue: queue.SimpleQueue[tuple[Request, OnEvent, Handle, threading.Event] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._num_waiting = self._num_running = self._num_prompt_tokens = self._num_new_tokens = 0
+        self._deadline: float | None = None
 
     def generate(self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None) -> list[Result]:
         """The results, in the order of the requests; `on_done` is called with the number of requests newly finished.
@@ -73,6 +84,91 @@ class Engine:
                     if ended and on_done:
                         on_done(len(ended))
         return [results[number] for number in range(len(requests))]
+
+    def submit(self, request: Request, on_event: OnEvent = None) -> Handle:
+        """Hand a request in; `on_event` is called with what is new of its reply, on the engine's thread.
+
+        Raises as `generate` does, at the call.
+        """
+        check(request, self.model)
+        aborted = threading.Event()
+        handle = Handle(aborted.set)
+        self.start()
+        self._num_waiting += 1
+        self._queue.put((request, on_event, handle, aborted))
+        return handle
+
+    def start(self) -> None:
+        """Have a thread that works on what is handed in; `submit` does so by itself."""
+        with self._turn:
+            if self._thread is None:
+                self._deadline = None
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Let requests finish for so long, end the others with "abort", and stop the thread."""
+        if self._thread is not None:
+            self._deadline = time.monotonic() + drain_seconds
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def stats(self) -> EngineStats:
+        """What the engine does and did."""
+        return EngineStats(
+            num_running=self._num_running,
+            num_waiting=self._num_waiting,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_new_tokens=self._num_new_tokens,
+            num_cached_tokens=0,
+            num_preemptions=0,
+            kv_tokens_used=0,
+            kv_tokens_total=self.limits.num_tokens,
+            cartridges=self.shelf.names(),
+        )
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            self._num_waiting -= 1
+            self._num_running = 1
+            request, on_event, handle, aborted = item
+            try:
+                result = self._answer(request, on_event, aborted)
+                self._num_prompt_tokens += result.num_prompt_tokens
+                self._num_new_tokens += len(result.token_ids)
+                handle.end(result)
+            except Exception as error:
+                if on_event:
+                    on_event(Event([], "", [], None, "error", str(error)))
+                handle.end(None, str(error))
+            self._num_running = 0
+
+    def _answer(self, request: Request, on_event: OnEvent, aborted: threading.Event) -> Result:
+        with self._turn:
+            batch = self._batch([(0, request)])
+        reply, text, told, num_told = batch.running[0], "", "", 0
+        finish_reason: FinishReason | None = None
+        while finish_reason is None:
+            if aborted.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline):
+                finish_reason = "abort"
+            else:
+                with self._turn:
+                    batch.step()
+                finish_reason = reply.finish_reason
+            text = self.model.chat.decode(reply.token_ids)
+            for stop in request.stop:
+                if stop in text:
+                    text, finish_reason = text[: text.index(stop)], "stop"
+            whole = finish_reason or not (text.endswith(INCOMPLETE) or request.stop)
+            new = text[len(told) :] if whole else ""
+            told += new
+            if on_event:
+                ids = reply.token_ids[num_told:]
+                num_told = len(reply.token_ids)
+                on_event(Event(ids, new, [0.0] * len(ids), None, finish_reason))
+        result = reply.result(text)
+        return dataclasses.replace(result, finish_reason=finish_reason, chosen_logprobs=[0.0] * len(reply.token_ids))
 
     def _batch(self, requests: Sequence[tuple[int, Request]]) -> Batch:
         """A batch of numbered requests with one prefix. The first of them reads it, where it is not there yet."""

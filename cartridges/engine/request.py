@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from cartridges.errors import InputError
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from cartridges.conversation import TopK
     from cartridges.model import Model
 
+FinishReason = Literal["stop", "length", "abort", "error"]
+MAX_STOPS, MAX_STOP_LEN = 16, 1024
+
 
 @dataclass(frozen=True)
 class Request:
@@ -20,7 +23,8 @@ class Request:
     `top_k_logprobs` asks for the K likeliest ids at every new token, `prompt_logprobs_from` for those at every id of
     the prompt from that place on, too. `shared_len` is a hint: the first so many ids are shared with other requests
     and are computed once; results do not depend on it. `stop_ids` defaults to those of the chat format. The prompt
-    stands behind the slots of `cartridge`.
+    stands behind the slots of `cartridge`. Draws are among the `top_k` likeliest (0: all), and of those the fewest
+    whose probability is `top_p` together. A reply ends before the first of the strings `stop`.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +36,9 @@ class Request:
     shared_len: int = 0
     cartridge: "Cartridge | None" = None
     stop_ids: frozenset[int] | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
 
     @property
     def num_slots(self) -> int:
@@ -51,17 +58,49 @@ class Request:
 class Result:
     """A reply. `token_ids` include the id that ended it where `finish_reason` is "stop"; `text` has no special tokens.
 
-    `logprobs` has M = len(token_ids) rows of the full softmax at temperature 1, `prompt_logprobs` one for each asked id
-    of the prompt. `num_cached_tokens` of the prompt's ids were read before or with another request.
+    `chosen_logprobs` are those of `token_ids`, in the full softmax at temperature 1. `logprobs` has M = len(token_ids)
+    rows of it, `prompt_logprobs` one for each asked id of the prompt. `num_cached_tokens` of the prompt's ids were read
+    before or with another request.
     """
 
     token_ids: list[int]
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     logprobs: "TopK | None"
     prompt_logprobs: "TopK | None"
     num_prompt_tokens: int
     num_cached_tokens: int
+    chosen_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is new of a reply; the last one of a reply has its `finish_reason`.
+
+    `text` never ends within a character, and holds no part of a stop string.
+    """
+
+    token_ids: list[int]
+    text: str
+    chosen_logprobs: list[float]
+    logprobs: "TopK | None" = None
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine does now, and in numbers of tokens and preemptions, what it did since its start."""
+
+    num_running: int
+    num_waiting: int
+    num_prompt_tokens: int
+    num_new_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    cartridges: list[str]
 
 
 def check(request: Request, model: "Model", label: str = "the request") -> None:
@@ -77,6 +116,7 @@ def check(request: Request, model: "Model", label: str = "the request") -> None:
         )
     if not (math.isfinite(request.temperature) and request.temperature >= 0):
         raise InputError(f"{label} has temperature={request.temperature}, expected 0 (greedy) or a number above")
+    check_sampling(request, label)
     if not 0 <= request.top_k_logprobs <= vocab_size:
         raise InputError(
             f"{label} has top_k_logprobs={request.top_k_logprobs}, expected 0 to {vocab_size}, the vocabulary's size"
@@ -90,6 +130,20 @@ def check(request: Request, model: "Model", label: str = "the request") -> None:
         if not request.top_k_logprobs:
             raise InputError(f"{label} has prompt_logprobs_from but top_k_logprobs=0; give the number of entries")
     check_room(request, request.max_new_tokens, model, label)
+
+
+def check_sampling(request: Request, label: str) -> None:
+    """Raises InputError for what cannot be drawn from, or waited for."""
+    if not 0 < request.top_p <= 1:
+        raise InputError(f"{label} has top_p={request.top_p}, expected a number above 0, up to 1")
+    if request.top_k < 0:
+        raise InputError(f"{label} has top_k={request.top_k}, expected 0 (off) or more")
+    longest = max(map(len, request.stop), default=1)
+    if len(request.stop) > MAX_STOPS or longest > MAX_STOP_LEN or not all(request.stop):
+        raise InputError(
+            f"{label} has {len(request.stop)} stop strings of up to {longest} characters, expected at most {MAX_STOPS} "
+            f"of 1 to {MAX_STOP_LEN}"
+        )
 
 
 def check_target(request: Request, target_ids: Sequence[int], model: "Model", label: str) -> None:

@@ -1,0 +1,93 @@
+"""The cartridges of one engine, by name. A name is looked up here and nowhere else; it never becomes a path."""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cartridges.cartridge import Cartridge, Manifest
+from cartridges.errors import InputError, unknown_name
+from cartridges.model import Model
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_COMPOSED = 32  # compositions that are kept
+
+
+class Shelf:
+    """Named cartridges of `model`, and what was composed of them lately. Threads may share a shelf."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._cartridges: dict[str, Cartridge] = {}
+        self._composed: OrderedDict[tuple[str, ...], Cartridge] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def add(self, name: str, source: Cartridge | str | Path) -> None:
+        """Put a cartridge, or the one in a folder, under `name`, in the place of an older one.
+
+        Raises InputError for a name of other characters or a folder without one, FormatError for one that is damaged or
+        of another model.
+        """
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise InputError(
+                f"given the name {str(name)[:140]!r} for a cartridge, expected up to 128 letters, digits, dots, dashes "
+                "and underscores, a letter or digit first"
+            )
+        cartridge = source if isinstance(source, Cartridge) else self._load(Path(source))
+        cartridge.check_fits(self.model.identity)
+        with self._lock:
+            self._cartridges[name] = cartridge
+
+    def _load(self, folder: Path) -> Cartridge:
+        Manifest.read(folder)  # told before anything large is read
+        return Cartridge.load(folder).to(self.model.device, self.model.dtype)
+
+    def remove(self, name: str) -> None:
+        """Take `name` off. Requests that run with it end with it."""
+        with self._lock:
+            removed = self._find(name)
+            del self._cartridges[name]
+            if removed.digest:
+                self._composed = OrderedDict(
+                    (digests, whole) for digests, whole in self._composed.items() if removed.digest not in digests
+                )
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        with self._lock:
+            return sorted(self._cartridges)
+
+    def manifest(self, name: str) -> Manifest:
+        """What is known of a cartridge. Raises InputError for a name that is not there."""
+        with self._lock:
+            return self._find(name).manifest
+
+    def get(self, names: Sequence[str]) -> Cartridge:
+        """The cartridge of that name, or what several of them compose, in that order."""
+        if not names:
+            raise InputError("given no name of a cartridge, expected one or more")
+        with self._lock:
+            return self.composed([self._find(name) for name in names])
+
+    def composed(self, cartridges: Sequence[Cartridge]) -> Cartridge:
+        """What these compose; made once for the same ones."""
+        if len(cartridges) == 1:
+            return cartridges[0]
+        from cartridges.compose import compose
+
+        digests = tuple(cartridge.digest for cartridge in cartridges)
+        if not all(digests):
+            return compose(cartridges, self.model)
+        with self._lock:
+            if digests not in self._composed:
+                self._composed[digests] = compose(cartridges, self.model)
+                if len(self._composed) > MAX_COMPOSED:
+                    self._composed.popitem(last=False)
+            self._composed.move_to_end(digests)
+            return self._composed[digests]
+
+    def _find(self, name: str) -> Cartridge:
+        if name not in self._cartridges:
+            raise InputError(unknown_name("cartridge", str(name)[:140], self._cartridges))
+        return self._cartridges[name]
