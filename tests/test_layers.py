@@ -38,7 +38,7 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "model",
         [
-            *(f"cartridges.{name}" for name in "model attention losses packing".split()),
+            *(f"cartridges.{name}" for name in "model attention losses packing compose".split()),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
         ],
     ),
