@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.knowledge import ask_general, general_facts
-from cartridges.pocket.questions import DRAWS, draw
+from cartridges.pocket.questions import DRAWS, LETTERS, draw
 from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
 from cartridges.rng import rng_of
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, START, END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = [END_OF_TEXT, START, END, PAD]
+# One token each: the letter stands right behind the value that it names, so an answer can copy it like any next word.
+OPTIONS = [f" ({letter})" for letter in LETTERS]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -56,7 +58,7 @@ def sample_texts(num_contexts: int) -> Iterator[str]:
 
 def train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """A tokenizer of at most `vocab_size` entries, the four special tokens and all 256 bytes included."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -65,7 +67,7 @@ def train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokeniz
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(OPTIONS),
         special_tokens=SPECIALS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -74,5 +76,6 @@ def train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokeniz
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, additional_special_tokens=[START, END_OF_TEXT]
     )
+    tokenizer.add_tokens([AddedToken(option, normalized=False) for option in OPTIONS])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -115,3 +115,10 @@ def test_invented_words_are_cut_at_their_syllables(text, cut):
 
 def test_an_invented_word_never_seen_takes_few_tokens(tiny_tokenizer):
     assert len(ids(tiny_tokenizer, " zekudol")) <= 6
+
+
+def test_the_letter_of_an_option_is_one_token_behind_its_value(tiny_tokenizer):
+    with_letter, without = ids(tiny_tokenizer, "is depin (C)."), ids(tiny_tokenizer, "is depin")
+    assert [tiny_tokenizer.decode([token]) for token in with_letter[len(without) :]] == [" (C)", "."]
+    assert with_letter[: len(without)] == without
+    assert tiny_tokenizer.decode(with_letter) == "is depin (C)."
