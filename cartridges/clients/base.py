@@ -5,7 +5,7 @@ A client is one server's dialect or the engine of this process. Nothing above th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cartridges.errors import InputError
 
@@ -86,3 +86,40 @@ class Client(Protocol):
     ) -> list[ChatResult]:
         """The replies; `on_done` is called with the number of requests newly finished, maybe in another thread."""
         ...
+
+
+class Dialect(Protocol):
+    """How one kind of server is asked, and how its answers read. It talks to nobody itself."""
+
+    @property
+    def name(self) -> str:
+        """What `--dialect` calls it."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where requests are posted, below the server's URL."""
+        ...
+
+    def body(self, request: ChatRequest, model: str, chat: "ChatFormat") -> dict[str, Any]:
+        """The JSON of a request to the server's `model`. Raises InputError for what this kind of server cannot do."""
+        ...
+
+    def result(self, answer: Any, request: ChatRequest, chat: "ChatFormat") -> ChatResult:
+        """What the JSON of an answer says.
+
+        Raises KeyError, TypeError, AttributeError or
+        ValueError where it is of another dialect.
+        """
+        ...
+
+
+def prompt_of(request: ChatRequest, chat: "ChatFormat") -> list[int]:
+    """The token ids of a request's prompt, as this process writes them."""
+    if request.prompt_ids:
+        return list(request.prompt_ids)
+    if request.thinking != chat.thinking:
+        from cartridges.template import ChatFormat
+
+        chat = ChatFormat(chat.tokenizer, thinking=request.thinking, now=chat.now)
+    return chat.prompt(list(request.messages))
