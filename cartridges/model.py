@@ -26,7 +26,7 @@ from cartridges.cartridge import LayerShape, ModelIdentity
 from cartridges.errors import FormatError, InputError
 from cartridges.pocket import WEIGHTS
 from cartridges.pocket.model import check_files
-from cartridges.pocket.tokenizer import SPECIALS
+from cartridges.pocket.tokenizer import OPTIONS, SPECIALS
 from cartridges.template import ChatFormat
 
 POCKET = "pocket"
@@ -164,7 +164,8 @@ def _check_decoder(source: str, config: PreTrainedConfig) -> None:
 def profile_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """Which presets fit: "pocket" for the bundled model, or one trained anew, by its tokenizer; else "default"."""
     backend: Any = tokenizer
-    is_pocket = set(backend.get_added_vocab()) == set(SPECIALS) and len(backend) <= MAX_POCKET_VOCAB
+    added = set(backend.get_added_vocab())
+    is_pocket = set(SPECIALS) <= added <= {*SPECIALS, *OPTIONS} and len(backend) <= MAX_POCKET_VOCAB
     return POCKET if is_pocket else "default"
 
 

@@ -39,24 +39,27 @@ def command(family: str, seed: int, size: int, model: Path, asked: tuple[str, ..
     from rich.markup import escape
     from rich.panel import Panel
 
+    from cartridges.engine.engine import Engine
+    from cartridges.model import load_model
     from cartridges.pocket.generate import generate
-    from cartridges.pocket.model import load
+    from cartridges.pocket.model import check_files
     from cartridges.pocket.scoring import score
     from cartridges.pocket.seeds import SEED_PROMPTS
 
     console = Console()
-    network, tokenizer = load(model)
-    num_tokens = len(tokenizer(context.text).input_ids)
+    check_files(model)
+    engine = Engine(load_model(model))
+    num_tokens = len(engine.model.ids(context.text))
     console.print(
         Panel(escape(context.text), title=f"a document of the test split, {num_tokens} tokens", title_align="left")
     )
     if asked:
-        for text, reply in zip(asked, generate(network, tokenizer, context.text, asked), strict=True):
+        for text, reply in zip(asked, generate(engine, context.text, asked), strict=True):
             console.print(f"[bold]{escape(text)}[/]\n  {escape(reply)}")
         return
     drawn = [draw(rng_of("demo", seed, kind), context, kind) for kind in KINDS]
     questions = [question for question in drawn if question]
-    replies = generate(network, tokenizer, context.text, [question.text for question in questions])
+    replies = generate(engine, context.text, [question.text for question in questions])
     num_right = 0
     for question, reply in zip(questions, replies, strict=True):
         right = score(question, reply) >= 0.999
@@ -65,6 +68,6 @@ def command(family: str, seed: int, size: int, model: Path, asked: tuple[str, ..
         console.print(f"[bold]{escape(question.text)}[/]\n  {escape(reply)}  ({mark})")
     prompts = [prompts[0] for prompts in SEED_PROMPTS.values()]
     console.print("\nAnd it asks, given a seed prompt of each kind:")
-    for kind, message in zip(SEED_PROMPTS, generate(network, tokenizer, context.text, prompts), strict=True):
+    for kind, message in zip(SEED_PROMPTS, generate(engine, context.text, prompts), strict=True):
         console.print(f"  {kind}: [bold]{escape(message)}[/]")
     console.print(f"\n{num_right} of {len(questions)} answers right. All of them: cartridges pocket eval")

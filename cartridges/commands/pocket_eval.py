@@ -33,15 +33,18 @@ def command(model: Path, split: str, seed: int, scale: float, json_path: Path | 
     """Measure the pocket model: accuracy with 95% intervals by family, kind and context length."""
     if json_path and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise InputError(f"cannot write {json_path}: give a file in a folder that exists")
+    from cartridges.engine.engine import Engine
+    from cartridges.model import load_model
     from cartridges.pocket.evaluate import check_split, evaluate
-    from cartridges.pocket.model import load
+    from cartridges.pocket.model import check_files
     from cartridges.provenance import provenance
     from cartridges.run_folder import file_digest, write_whole
 
     check_split(split)
-    network, tokenizer = load(model, None if device == "auto" else device)
+    check_files(model)
+    engine = Engine(load_model(model, device))
     started = time.monotonic()
-    report = evaluate(network, tokenizer, split, seed, scale)
+    report = evaluate(engine, split, seed, scale)
     seconds = time.monotonic() - started
     show(report)
     if json_path:

@@ -8,8 +8,7 @@ are about one document.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from cartridges.engine.engine import Engine
 from cartridges.errors import InputError, unknown_name
 from cartridges.intervals import interval
 from cartridges.log import progress
@@ -166,15 +165,16 @@ class Report:
 class Evaluation:
     """One evaluation: a model, a split, a seed and how much of everything is asked (`scale` 1 is the full table)."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, seed: int, scale: float
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, engine: Engine, split: str, seed: int, scale: float) -> None:
+        self.engine = engine
         self.split, self.seed, self.scale = split, seed, scale
         self.report = Report()
 
     def scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))
+
+    def num_tokens(self, text: str) -> int:
+        return len(self.engine.model.ids(text))
 
     def document(self, family: str, index: int, num_documents: int = 1) -> Context:
         """A context of 300 to 800 tokens."""
@@ -184,7 +184,7 @@ class Evaluation:
             names = Names(rng, self.split)
             drawn = max(1, size + rng.randint(-1, 2))
             context = Context([FAMILIES[family](rng, names, drawn) for _ in range(num_documents)], names)
-            if SHORTEST <= len(self.tokenizer(context.text).input_ids) <= LONGEST:
+            if SHORTEST <= self.num_tokens(context.text) <= LONGEST:
                 return context
         raise InputError(
             f"no {family} document has {SHORTEST} to {LONGEST} tokens with this tokenizer; give a model with pocket's"
@@ -192,7 +192,7 @@ class Evaluation:
 
     def replies(self, text: str, messages: list[str], temperature: float = 0.0) -> list[str]:
         """The model's replies, with those counted that did not end."""
-        found = generate(self.model, self.tokenizer, text, messages, temperature=temperature, seed=self.seed)
+        found = generate(self.engine, text, messages, temperature=temperature, seed=self.seed)
         self.report.num_cut += sum(reply.endswith(CUT) for reply in found)
         return found
 
@@ -249,11 +249,11 @@ class Evaluation:
     def long_context(self, family: str, length: int, index: int) -> Context:
         """As close to `length` tokens as whole documents come, from below."""
         best = fill_context(rng_of("long", self.split, self.seed, family, length, index, 0), family, self.split, 300)
-        best_len = len(self.tokenizer(best.text).input_ids)
+        best_len = self.num_tokens(best.text)
         for attempt in range(24):
             rng = rng_of("long", self.split, self.seed, family, length, index, attempt)
             context = fill_context(rng, family, self.split, round(length * (1.15 - 0.03 * attempt)))
-            num_tokens = len(self.tokenizer(context.text).input_ids)
+            num_tokens = self.num_tokens(context.text)
             if best_len < num_tokens <= length:
                 best, best_len = context, num_tokens
             if best_len > 0.95 * length:
@@ -329,17 +329,10 @@ def check_split(split: str) -> None:
         raise InputError(unknown_name("split", split, SPLITS))
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: str = "test",
-    seed: int = 0,
-    scale: float = 1.0,
-) -> Report:
+def evaluate(engine: Engine, split: str = "test", seed: int = 0, scale: float = 1.0) -> Report:
     """Measure everything. `scale` below 1 asks fewer questions, for wider intervals in less time."""
     check_split(split)
-    model.eval()
-    run = Evaluation(model, tokenizer, split, seed, scale)
+    run = Evaluation(engine, split, seed, scale)
     parts = [*run.documents(), *run.long_contexts(), *run.without_context(), *run.coverage()]
     with progress("measuring pocket", len(parts)) as bar:
         for part in parts:

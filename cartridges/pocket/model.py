@@ -1,18 +1,13 @@
-"""Loading the pocket model, or any folder in the same form, with every fault told in one line.
+"""The files of the pocket model, or of any folder in the same form, with every fault told in one line.
 
-The weights are ordinary: `AutoModelForCausalLM.from_pretrained(cartridges.pocket.WEIGHTS)` gives the same model.
+The weights are ordinary: `AutoModelForCausalLM.from_pretrained(cartridges.pocket.WEIGHTS)` gives the model.
 """
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from cartridges.errors import FormatError, InputError
-from cartridges.pocket import MANIFEST, WEIGHTS
+from cartridges.pocket import MANIFEST
 from cartridges.run_folder import file_digest
 
 
@@ -37,30 +32,3 @@ def check_files(path: Path) -> None:
         raise FormatError(
             f"{path / damaged[0]} is damaged (its sha256 is not the manifest's); install or copy it again"
         )
-
-
-def load(path: Path = WEIGHTS, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in `path`, ready to read, on `device` (default: CUDA where there is one), and its tokenizer.
-
-    Raises InputError where there is no model and FormatError where its files are damaged.
-    """
-    path = Path(path)
-    check_files(path)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("given device 'cuda', but torch sees no CUDA device here; use cpu")
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, output_loading_info=True)
-        model, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # what transformers, tokenizers and safetensors raise for bad files has no common base
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise FormatError(f"the model in {path} cannot be read ({type(error).__name__}: {first_line})") from error
-    faults = [
-        f"{len(keys)} tensors {name.removesuffix('_keys')}"
-        for name in ("missing_keys", "mismatched_keys")
-        if (keys := info[name])
-    ]
-    if faults:
-        raise FormatError(f"the model in {path} is incomplete: {', '.join(faults)}; copy it again")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer

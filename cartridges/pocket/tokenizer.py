@@ -76,6 +76,7 @@ def train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokeniz
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, additional_special_tokens=[START, END_OF_TEXT]
     )
-    tokenizer.add_tokens([AddedToken(option, normalized=False) for option in OPTIONS])
+    options: list[str | AddedToken] = [AddedToken(option, normalized=False) for option in OPTIONS]
+    tokenizer.add_tokens(options)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

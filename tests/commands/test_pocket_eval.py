@@ -46,7 +46,7 @@ def test_the_table_and_the_json_are_written(tmp_path, model, monkeypatch, capsys
     monkeypatch.setattr(
         evaluation,
         "generate",
-        lambda model, tokenizer, system, messages, **kwargs: ["I do not know."] * len(messages),
+        lambda engine, system, messages, **kwargs: ["I do not know."] * len(messages),
     )
     arguments = ["pocket", "eval", "--model", str(model), "--scale", "0.05", "--json", str(tmp_path / "out.json")]
     with pytest.raises(SystemExit) as stopped:

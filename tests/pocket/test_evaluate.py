@@ -51,7 +51,7 @@ class Oracle:
         texts = (text for text, asked in self.answers if asked == message and text and system.startswith(text))
         return self.answers[next(texts, ""), message]
 
-    def generate(self, model, tokenizer, system, messages, temperature=0.0, seed=0, **kwargs):
+    def generate(self, engine, system, messages, temperature=0.0, seed=0, **kwargs):
         kinds = {prompt: kind for kind, prompts in SEED_PROMPTS.items() for prompt in prompts}
         rng, replies = random.Random(seed), []
         for message in messages:
@@ -63,15 +63,18 @@ class Oracle:
         return replies
 
 
-class FakeModel:
-    def eval(self):
-        return self
+class Reader:
+    """Stands for an engine of which only the tokenizer is asked."""
+
+    def __init__(self, tokenizer):
+        self.model = self
+        self.ids = lambda text: tokenizer(text).input_ids
 
 
 @pytest.fixture
 def oracle_report(monkeypatch, tiny_tokenizer) -> Report:
     Oracle().watch(monkeypatch)
-    return evaluate(FakeModel(), tiny_tokenizer, "validation", scale=0.05)  # type: ignore[arg-type]
+    return evaluate(Reader(tiny_tokenizer), "validation", scale=0.05)  # type: ignore[arg-type]
 
 
 def test_perfect_replies_score_one_and_every_kind_is_measured(oracle_report):
@@ -86,16 +89,14 @@ def test_every_target_has_its_line(oracle_report):
 
 
 def test_wrong_replies_score_nothing(monkeypatch, tiny_tokenizer):
-    monkeypatch.setattr(
-        evaluation, "generate", lambda model, tokenizer, system, messages, **kwargs: ["no"] * len(messages)
-    )
-    report = evaluate(FakeModel(), tiny_tokenizer, "validation", scale=0.05)  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluation, "generate", lambda engine, system, messages, **kwargs: ["no"] * len(messages))
+    report = evaluate(Reader(tiny_tokenizer), "validation", scale=0.05)  # type: ignore[arg-type]
     assert max(cell.mean for cell in report.cells.values()) < 0.05
 
 
 def test_contexts_have_the_length_that_their_cell_says():
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    run = Evaluation(FakeModel(), tokenizer, "test", 0, 1.0)  # type: ignore[arg-type]
+    run = Evaluation(Reader(tokenizer), "test", 0, 1.0)  # type: ignore[arg-type]
     for family in FAMILIES:
         assert 300 <= len(tokenizer(run.document(family, 0).text).input_ids) <= 800
         for length in LENGTHS:
@@ -103,7 +104,7 @@ def test_contexts_have_the_length_that_their_cell_says():
 
 
 def test_contexts_hold_names_of_their_split_only(tiny_tokenizer):
-    run = Evaluation(FakeModel(), tiny_tokenizer, "test", 0, 1.0)  # type: ignore[arg-type]
+    run = Evaluation(Reader(tiny_tokenizer), "test", 0, 1.0)  # type: ignore[arg-type]
     words = [name for family in FAMILIES for name in run.document(family, 0).names.used if name.isalpha()]
     assert words
     assert {split_of(word) for word in words} == {"test"}
@@ -111,7 +112,7 @@ def test_contexts_hold_names_of_their_split_only(tiny_tokenizer):
 
 def test_an_unknown_split_is_refused(tiny_tokenizer):
     with pytest.raises(InputError, match="unknown split 'tset'; did you mean 'test'"):
-        evaluate(FakeModel(), tiny_tokenizer, "tset")  # type: ignore[arg-type]
+        evaluate(Reader(tiny_tokenizer), "tset")  # type: ignore[arg-type]
 
 
 def test_a_report_pools_cells_by_kind_and_length():

@@ -1,12 +1,11 @@
-"""Loading a model folder, whole and damaged."""
+"""The files of a model folder, whole and damaged."""
 
 import json
 
 import pytest
-import torch
 
 from cartridges.errors import FormatError, InputError
-from cartridges.pocket.model import load
+from cartridges.pocket.model import check_files
 from cartridges.run_folder import file_digest
 
 
@@ -21,21 +20,20 @@ def folder(tmp_path, tiny_model, tiny_tokenizer):
     return tmp_path
 
 
-def test_what_was_saved_is_loaded(folder, tiny_model, tiny_tokenizer):
-    model, tokenizer = load(folder, "cpu")
-    ids = torch.tensor([tiny_tokenizer("The room of Kudi Zikax").input_ids])
-    assert tokenizer("The room of Kudi Zikax").input_ids == ids[0].tolist()
-    assert torch.equal(model(ids).logits, tiny_model(ids).logits)
+def test_a_whole_folder_passes(folder):
+    check_files(folder)
+    (folder / "manifest.json").unlink()
+    check_files(folder)
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(InputError, match=r"no model at .*nowhere; give a folder that holds config.json"):
-        load(tmp_path / "nowhere")
+        check_files(tmp_path / "nowhere")
 
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match=r"is no model folder: config.json, model.safetensors, tokenizer.json missing"):
-        load(tmp_path)
+        check_files(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -45,39 +43,11 @@ def test_damaged_weights_are_found_by_their_digest(folder, damage):
     content[-5] ^= 1
     path.write_bytes({"flip": bytes(content), "cut": bytes(content[: len(content) // 2]), "empty": b""}[damage])
     with pytest.raises(FormatError, match=r"model.safetensors is damaged \(its sha256 is not the manifest's\)"):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("model.safetensors", b"cut"), ("config.json", b"{"), ("tokenizer.json", b"[]")]
-)
-def test_without_a_manifest_damage_is_still_one_line(folder, name, content):
-    (folder / "manifest.json").unlink()
-    (folder / name).write_bytes(content)
-    with pytest.raises(FormatError, match=r"the model in .* cannot be read") as raised:
-        load(folder)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_missing_tensor_is_not_replaced_by_noise(folder, tiny_model):
-    from safetensors.torch import save_file
-
-    (folder / "manifest.json").unlink()
-    tensors = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items() if "layers.1.mlp" not in name}
-    tensors.pop("lm_head.weight")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(FormatError, match="incomplete: 3 tensors missing"):
-        load(folder)
+        check_files(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"sha256": {"gone.json": "0"}}'])
 def test_a_damaged_manifest(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(FormatError, match=r"manifest.json cannot be read"):
-        load(folder)
-
-
-def test_a_cuda_device_that_is_not_there(folder, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="given device 'cuda', but torch sees no CUDA device here"):
-        load(folder, "cuda")
+        check_files(folder)

@@ -5,22 +5,23 @@ import json
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from cartridges.engine.engine import Engine
+from cartridges.model import load_model
 from cartridges.pocket import WEIGHTS
 from cartridges.pocket.evaluate import DOCUMENT, TARGETS, Evaluation
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.generate import generate
-from cartridges.pocket.model import load
 
 
 @pytest.fixture(scope="module")
 def pocket():
-    return load(device="cpu")
+    return Engine(load_model("pocket", "cpu"))
 
 
 @pytest.fixture(scope="module")
 def report(pocket):
     """One document of each family, with questions of every kind."""
-    run = Evaluation(*pocket, split="validation", seed=1, scale=1.0)
+    run = Evaluation(pocket, split="validation", seed=1, scale=1.0)
     for family in FAMILIES:
         run.one_document(family, 0)
     return run.report
@@ -64,7 +65,7 @@ def test_it_cannot_answer_without_the_document(pocket):
     context = make_context("ward", "validation", "unread", size=3)
     fact = next(fact for fact in context.singles if fact.relation.noun == "doctor")
     question = f"Who treats {fact.subject}?"
-    with_text, without = generate(*pocket, context.text, [question])[0], generate(*pocket, "", [question])[0]
+    with_text, without = generate(pocket, context.text, [question])[0], generate(pocket, "", [question])[0]
     assert with_text == f"The doctor of {fact.subject} is {fact.value}."
     assert without == "I do not know."
 
