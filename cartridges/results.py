@@ -80,6 +80,17 @@ class Results:
         """The rows of trained cartridges, smallest first."""
         return sorted((row for row in self.methods if row.method.startswith(CARTRIDGE)), key=lambda row: row.num_slots)
 
+    def __str__(self) -> str:
+        """One line a method; `report_table` has the whole table."""
+        lines = [f"{'method':<28}{'accuracy (95%)':>24}{'KL':>9}{'KV bytes':>14}{'s/query':>10}"]
+        for row in self.methods:
+            accuracy = "-" if row.accuracy is None else f"{row.accuracy:.1%}"
+            if row.accuracy is not None and row.ci95:
+                accuracy += f" ({row.ci95[0]:.1%} - {row.ci95[1]:.1%})"
+            kl = "-" if row.kl_per_token is None else f"{row.kl_per_token:.3f}"
+            lines.append(f"{row.label:<28}{accuracy:>24}{kl:>9}{row.kv_bytes:>14,}{row.question_s:>10.3f}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
         write_whole(Path(path), (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())

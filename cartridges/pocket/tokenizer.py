@@ -11,7 +11,7 @@ from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
 from cartridges.rng import rng_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AddedToken, PreTrainedTokenizerFast
 
 END_OF_TEXT, START, END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = [END_OF_TEXT, START, END, PAD]
@@ -58,8 +58,8 @@ def sample_texts(num_contexts: int) -> Iterator[str]:
 
 def train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """A tokenizer of at most `vocab_size` entries, the four special tokens and all 256 bytes included."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AddedToken, PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
