@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cartridges.cartridge import Cartridge
+from cartridges.clients.base import Client
 from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset
@@ -103,12 +104,14 @@ def build(
     items: Sequence[Item] = (),
     say: Say = lambda text: None,
     source: Mapping[str, Sequence[str]] = MappingProxyType({"documents": ()}),
+    teacher: Client | None = None,
 ) -> Build:
     """Synthesize, train every size, evaluate, report; `say` hears what happens and why.
 
     `items` are questions to measure with; without them held-out conversations are. `source` tells where the corpus is
-    from (`documents`, `include`, `exclude`), so that it can be read again. Raises InputError, ConfigError where
-    `out` holds a build of something else, InterruptedRun when stopped: the same call then goes on.
+    from (`documents`, `include`, `exclude`), so that it can be read again. `teacher` writes the conversations instead
+    of the engine. Raises InputError, ConfigError where `out` holds a build of something else, InterruptedRun when
+    stopped: the same call then goes on.
     """
     out, model = Path(out), engine.model
     config = config or BuildConfig.resolve(model.profile)
@@ -120,7 +123,7 @@ def build(
         claim_source(out, corpus, source)
         check_extension(out, config)
         say("1/4 self-study: the model writes conversations about pieces of the corpus")
-        dataset = synthesize(corpus, engine, config.synthesize, out / CONVERSATIONS)
+        dataset = synthesize(corpus, teacher or engine, config.synthesize, out / CONVERSATIONS)
         cartridges: dict[int, Cartridge] = {}
         for number, size in enumerate(config.slots, start=1):
             of_all = f" ({number} of {len(config.slots)})" if len(config.slots) > 1 else ""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cartridges.commands.arguments import connected, server_options, split_overrides
 from cartridges.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--include", multiple=True, help="Only files that match; may be repeated.")
 @click.option("--exclude", multiple=True, help="No files that match; may be repeated.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@server_options
 def command(
     docs_and_overrides: tuple[str, ...],
     model: str,
@@ -34,14 +36,17 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     device: str,
+    urls: tuple[str, ...],
+    dialect: str,
+    served_name: str,
+    api_key_file: Path | None,
 ) -> None:
     """Make a cartridge that stands for DOCS (files and folders), measure it and report.
 
     KEY=VALUE sets a field of the configuration, such as synthesize.num_conversations=4096 or train.lr=1e-2. The same
-    command goes on where it was stopped, and does nothing twice.
+    command goes on where it was stopped, and does nothing twice. With --url the servers named there, which run MODEL,
+    write the conversations; training and measuring stay here.
     """
-    from cartridges.commands.arguments import split_overrides
-
     docs, overrides = split_overrides(docs_and_overrides)
     if slots is not None:
         overrides = [*overrides, f"slots={parse_slots(slots)}"]
@@ -63,7 +68,8 @@ def command(
         click.echo(line)
     source = {"documents": [str(path.resolve()) for path in docs], "include": include, "exclude": exclude}
     folder = out or Path("runs") / docs[0].resolve().stem
-    made = build(corpus, Engine(loaded), folder, config, items, click.echo, source)
+    teacher = connected(urls, dialect, served_name, api_key_file, model)
+    made = build(corpus, Engine(loaded), folder, config, items, click.echo, source, teacher)
     console = Console(width=None if Console().is_terminal else 100)
     console.print(console_table(made.results))
     for note in made.results.notes:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
+from cartridges.compose import compose
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.model import load_model
@@ -50,10 +51,31 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer({"error": {"message": f"fault {fault}"}}, fault, {"Retry-After": "0"})
             if fault == "slow":
                 time.sleep(1.5)
-            return self.answer(WAYS[self.path](served.engine, body) if fault is None or fault == "slow" else fault)
+            if fault is not None and fault != "slow":
+                return self.answer(fault)
+            if body.get("stream"):
+                return self.stream(body)
+            return self.answer(WAYS[self.path](served.engine, body))
         finally:
             with served.lock:
                 served.num_running -= 1
+
+    def stream(self, body):
+        """A chat as server-sent events, behind the cartridges that the model's name names."""
+        served = self.server
+        if unknown := [name for name in body["model"].split("+") if name not in {*served.cartridges, "served"}]:
+            return self.answer({"error": {"message": f"there is no model {unknown[0]}"}}, 404)
+        cartridges = [served.cartridges[name] for name in body["model"].split("+") if name != "served"]
+        request = Request(
+            tuple(served.engine.model.chat.prompt(body["messages"])),
+            max_new_tokens=body["max_tokens"],
+            cartridge=compose(cartridges, served.engine.model) if cartridges else None,
+        )
+        chunks = [{"delta": {"role": "assistant", "content": ""}}]
+        chunks += [{"delta": {"content": piece}} for piece in served.engine.stream(request)]
+        chunks += [{"delta": {}, "finish_reason": "stop"}]
+        lines = [json.dumps({"choices": [{"index": 0, **chunk}]}) for chunk in chunks]
+        return self.answer("".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]))
 
     def answer(self, content, status=200, headers=None):
         raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
@@ -75,7 +97,7 @@ class Replica(ThreadingHTTPServer):
     def __init__(self, engine, faults=(), pause_s=0.0, owner="vllm", key="", tells_models=True):
         super().__init__(("127.0.0.1", 0), Handler)
         self.engine, self.faults, self.pause_s, self.owner, self.key = engine, list(faults), pause_s, owner, key
-        self.tells_models = tells_models
+        self.tells_models, self.cartridges = tells_models, {}
         self.lock, self.bodies, self.num_running, self.most_running = threading.Lock(), [], 0, 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 

@@ -157,10 +157,7 @@ def processes():
     command = [sys.executable, "-m", "tests.clients.replica", "pocket", "0.02"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        for _ in range(2)
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)
     ]
     yield [(process, process.stdout.readline().strip()) for process in started]
     for process in started:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cartridges.commands.arguments import split_overrides
+from cartridges.commands.arguments import connected, read_key, split_overrides
 from cartridges.errors import InputError
 
 
@@ -38,3 +38,16 @@ def test_a_value_may_be_long():
 def test_an_empty_path_is_told():
     with pytest.raises(InputError):
         split_overrides([""])
+
+
+def test_no_server_is_no_client():
+    assert connected([], "vllm", "", None, "pocket") is None
+
+
+def test_a_key_is_the_first_line_of_its_file(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("secret\nanother\n")
+    assert (read_key(path), read_key(None)) == ("secret", "")
+    path.write_text("\n")
+    with pytest.raises(InputError, match="is empty, expected a key in its first line"):
+        read_key(path)

@@ -9,10 +9,12 @@ import pytest
 from cartridges.cartridge import Cartridge
 from cartridges.commands.build import parse_slots
 from cartridges.dataset import Dataset
+from cartridges.engine.engine import Engine
 from cartridges.errors import InputError
 from cartridges.pocket.families import make_context
 from cartridges.questions import Item, write_items
 from cartridges.results import Results
+from tests.clients.replica import Replica
 
 COMMAND = "build"
 
@@ -100,6 +102,13 @@ def test_another_build_in_its_folder_is_refused(made, refused, docs, questions, 
     assert "was built from other documents, or they have changed; give another --out" in message
     assert "begun with seed=0 (now 3); give the same" in refused(docs, *options, "synthesize.seed=3")
     assert "holds a run with another config (lr); give another folder" in refused(docs, *options, "train.lr=0.5")
+
+
+def test_servers_write_the_conversations_where_they_are_named(made, refused, docs, questions):
+    options = (docs, "--out", made[0] / "runs" / "ward", "--slots", 16, "--questions", questions, *SMALL)
+    with Replica(Engine("pocket")) as served:  # of which just the model's name is known, unlike of the engine here
+        assert "was begun with another model" in refused(*options, "--url", served.url)
+    assert "no server answers" in refused(*options, "--url", served.url)
 
 
 @pytest.mark.parametrize(("text", "sizes"), [("64", [64]), ("128,64", [64, 128]), (" 64 , 64", [64]), ("2", [2])])

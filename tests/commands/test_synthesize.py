@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cartridges.dataset import Dataset
+from cartridges.engine.engine import Engine
 from cartridges.pocket.families import make_context
+from tests.clients.replica import Replica
 
 COMMAND = "synthesize"
 
@@ -63,6 +66,33 @@ def test_another_run_in_its_folder_is_refused(refused, made, docs):
     assert "was begun with another corpus" in refused(docs, *options)
     assert "was begun with seed=0 (now 3)" in refused(docs, "--include", "*.md", *options, "seed=3")
     assert "expected at least the 16 of" in refused(docs, "--include", "*.md", *options, "num_conversations=8")
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai", "sglang"])
+def test_servers_give_the_same_data_as_the_engine_here(call, made, docs, tmp_path, dialect):
+    """Up to rounding: the servers answer one by one, the engine in batches."""
+    expected = Dataset.load(made[0])
+    with Replica(Engine("pocket")) as a, Replica(Engine("pocket")) as b:
+        options = ("--url", a.url, "--url", b.url, "--dialect", dialect, "--preview", 0, *SMALL)
+        code, stdout, stderr = call(docs, "--include", "*.md", "--out", tmp_path / "run", *options)
+    assert code == 0, stderr
+    found = Dataset.load(tmp_path / "run")
+    assert len(found.conversations) == len(expected.conversations)
+    for mine, theirs in zip(found.conversations, expected.conversations, strict=True):
+        assert (mine.messages, mine.token_ids.tolist()) == (theirs.messages, theirs.token_ids.tolist())
+        np.testing.assert_allclose(mine.teacher.logprobs, theirs.teacher.logprobs, atol=1e-3)
+    assert found.manifest["num_tokens"]["new"] == expected.manifest["num_tokens"]["new"]
+    assert found.manifest["model"] == {"model_id": "pocket"}
+    lines = [line for line in stdout.splitlines() if line.startswith("http")]
+    assert len(lines) == 2 and sum(int(line.split()[1]) for line in lines) == len(a.bodies) + len(b.bodies)
+
+
+def test_servers_that_do_not_answer_are_told(refused, docs, tmp_path):
+    options = ("--out", tmp_path / "run", "--url", "http://127.0.0.1:1")
+    assert "no server answers (http://127.0.0.1:1: ConnectError" in refused(docs, *options)
+    assert "'vlm' is not one of" in refused(docs, *options, "--dialect", "vlm")
+    assert "nowhere: No such file" in refused(docs, *options, "--api-key-file", tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_input_is_one_line(refused, docs, tmp_path):
