@@ -371,6 +371,6 @@ def test_a_real_models_run_is_resumed_and_extended_to_the_bit(engine, corpus, tm
         parts = synthesize(corpus, engine, config_of(num_conversations=num, batch_size=8, **spared), tmp_path / "parts")
     assert parts.digest == whole.digest
     (tmp_path / "whole" / "shard-00001.parquet").unlink()
-    engine.prefixes.held.clear()  # as in a new process
-    again = synthesize(corpus, engine, config_of(num_conversations=24, batch_size=8, **spared), tmp_path / "whole")
+    anew = Engine(engine.model)  # as in a new process
+    again = synthesize(corpus, anew, config_of(num_conversations=24, batch_size=8, **spared), tmp_path / "whole")
     assert again.digest == whole.digest

@@ -1,126 +1,88 @@
-"""Keys and values of the rows of one batch: one prefix that all of them stand behind, held once, and each row's own.
+"""The tensors of requests' own keys and values: a row each, among rows of one size, so that decoding copies nothing.
 
-Own keys and values stand in columns. Rows are padded on the left, so that the newest token of every row is in the last
-column; the token in column c of a row with p columns of padding stands at position P + c - p.
-
-Shapes: B rows, T new columns, C columns written so far, P tokens of the prefix, G key/value heads, H head size.
+Shapes: R rows, C columns, G key/value heads, H head size, T new tokens.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
-BLOCK = 64  # columns by which the storage grows
+from cartridges.errors import CartridgesError
 
-
-@dataclass
-class Prefix:
-    """Keys and values [G, P, H] of every layer, at positions 0..P-1; none at all is an empty prefix."""
-
-    keys: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return self.keys[0].shape[1] if self.keys else 0
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
-
-
-@dataclass
-class Sight:
-    """What the new tokens see in layers of one kind.
-
-    They see nothing before `prefix_start` of the prefix and `own_start` of the columns. Of the rest, `hidden`
-    [B, 1, T, (P - prefix_start) + (C - own_start)] is true where a token does not see; None where all see all.
-    """
-
-    prefix_start: int
-    own_start: int
-    hidden: torch.Tensor | None
+KV = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [G, T, H] of each layer
 
 
 class Rows:
-    """The state of a batch. `extend`, run the model on the new columns, and so on; `keep` drops rows that ended."""
+    """Rows of one size. The tensors of a layer are made when it first writes, and grow with the number of rows."""
 
-    def __init__(self, prefix: Prefix, paddings: Sequence[int], device: torch.device) -> None:
-        self.prefix = prefix
-        self.paddings = list(paddings)
-        self.device = device
-        self.start = self.length = 0  # the new columns are start..length-1
-        self.capacity = 0
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.num_rows = 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._paddings_B1 = torch.tensor([self.paddings], device=device).T
-        self._sights: dict[int | None, Sight] = {}
 
-    def extend(self, num_columns: int) -> torch.Tensor:
-        """Make room for `num_columns` more; gives their positions [B, T]. Padding stands where the text starts."""
-        self.start, self.length = self.length, self.length + num_columns
-        self.capacity = max(self.capacity, -(-self.length // BLOCK) * BLOCK)
-        self._sights.clear()
-        return self.prefix.length + (self._columns(self.start)[None] - self._paddings_B1).clamp(min=0)
-
-    def _columns(self, start: int) -> torch.Tensor:
-        return torch.arange(start, self.length, device=self.device)
-
-    def write(self, layer: int, k_BGTH: torch.Tensor, v_BGTH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new columns of a layer; gives keys and values of all columns, [B, G, C, H]."""
+    def write(
+        self, layer: int, rows_T: torch.Tensor, columns_T: torch.Tensor, k_TGH: torch.Tensor, v_TGH: torch.Tensor
+    ) -> None:
+        """Put new keys and values where they belong."""
         held = self.layers.get(layer)
-        if held is None or held[0].shape[2] < self.length:
-            shape = (*k_BGTH.shape[:2], self.capacity)
-            grown = (k_BGTH.new_empty(*shape, k_BGTH.shape[3]), v_BGTH.new_empty(*shape, v_BGTH.shape[3]))
+        if held is None or held[0].shape[0] < self.num_rows:
+            held = self.layers[layer] = self._grown(held, k_TGH, v_TGH)
+        held[0][rows_T, :, columns_T] = k_TGH.to(held[0].dtype)
+        held[1][rows_T, :, columns_T] = v_TGH.to(held[1].dtype)
+
+    def _grown(
+        self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        capacity = 1 << (self.num_rows - 1).bit_length()
+        grown = []
+        for place, tensor in enumerate(new_TGH):
+            num_heads, head_size = tensor.shape[1:]
+            # zeros, for what no token sees must still be a number
+            rows_RGCH = tensor.new_zeros(capacity, num_heads, self.size, head_size)
             if held is not None:
-                for new, old in zip(grown, held, strict=True):
-                    new[:, :, : self.start] = old[:, :, : self.start]
-            held = self.layers[layer] = grown
-        keys, values = held
-        keys[:, :, self.start : self.length] = k_BGTH
-        values[:, :, self.start : self.length] = v_BGTH
-        return keys[:, :, : self.length], values[:, :, : self.length]
+                rows_RGCH[: held[place].shape[0]] = held[place]
+            grown.append(rows_RGCH)
+        return grown[0], grown[1]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        index = torch.tensor(rows, device=self.device)
-        self.paddings = [self.paddings[row] for row in rows]
-        self._paddings_B1 = self._paddings_B1[index]
-        self.layers = {layer: (keys[index], values[index]) for layer, (keys, values) in self.layers.items()}
 
-    def sight(self, window: int | None) -> Sight:
-        """What the new tokens see in layers that see `window` tokens, themselves included; None for all."""
-        if window not in self._sights:
-            self._sights[window] = self._look(window)
-        return self._sights[window]
+class Store:
+    """The rows of every size."""
 
-    def _look(self, window: int | None) -> Sight:
-        num_slots, num_new = self.prefix.length, self.length - self.start
-        least, most = min(self.paddings), max(self.paddings)
-        prefix_start, own_start = 0, min(least, self.start)
-        if window is not None:
-            nearest = num_slots + max(0, self.start - most)  # position of the new token that is furthest back
-            prefix_start = min(num_slots, max(0, nearest - window + 1))
-            own_start = max(own_start, self.start - window + 1)
-        furthest = num_slots + self.length - 1 - least
-        past_prefix = window is not None and prefix_start < num_slots and furthest - prefix_start >= window
-        past_own = window is not None and self.length - 1 - own_start >= window
-        if num_new == 1 and most <= own_start:  # then the prefix is seen by all or by none
-            return Sight(prefix_start, own_start, None)
-        seeing_T1, seen_C = self._columns(self.start)[:, None], self._columns(own_start)[None]
-        hidden = (seen_C < self._paddings_B1)[:, None, :]
-        if num_new > 1:
-            hidden = hidden | (seen_C > seeing_T1)
-        if window is not None and past_own:
-            hidden = hidden | (seeing_T1 - seen_C >= window)
-        if prefix_start < num_slots:
-            slots = torch.arange(prefix_start, num_slots, device=self.device)
-            if window is not None and past_prefix:
-                positions_BT1 = num_slots + (seeing_T1[None] - self._paddings_B1[:, :, None]).clamp(min=0)
-                hidden_slots = positions_BT1 - slots >= window
-            else:
-                hidden_slots = hidden.new_zeros(1, 1, len(slots))
-            num_rows = len(self.paddings)
-            hidden_slots = hidden_slots.expand(num_rows, num_new, -1)
-            hidden = torch.cat([hidden_slots, hidden.expand(num_rows, num_new, -1)], -1)
-        return Sight(prefix_start, own_start, hidden[:, None])
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.sizes: dict[int, Rows] = {}
+
+    def set_num_rows(self, size: int, num_rows: int) -> None:
+        """So many rows of this size are in use; where there are none, the memory is given back."""
+        if num_rows:
+            self.sizes.setdefault(size, Rows(size)).num_rows = num_rows
+        else:
+            self.sizes.pop(size, None)
+
+    def copy(self, source: tuple[int, int], target: tuple[int, int], length: int) -> None:
+        """Copy the first `length` columns of a row, each told by size and row, to another one."""
+        if not length:
+            return
+        from_rows, to_rows = self.sizes[source[0]], self.sizes[target[0]]
+        for layer, held in from_rows.layers.items():
+            into = to_rows.layers.get(layer)
+            if into is None or into[0].shape[0] < to_rows.num_rows:
+                like = [tensor[0].transpose(0, 1) for tensor in held]
+                into = to_rows.layers[layer] = to_rows._grown(into, *like)
+            for old, new in zip(held, into, strict=True):
+                new[target[1], :, :length] = old[source[1], :, :length]
+
+    def take(self, size: int, row: int, length: int) -> KV:
+        """A copy of the first `length` columns of a row."""
+        layers = self.sizes[size].layers
+        if len(layers) != self.num_layers:
+            raise CartridgesError("a row of which some layers were never written")
+        return [
+            tuple(held[row, :, :length].clone() for held in layers[layer])  # type: ignore[misc]
+            for layer in range(self.num_layers)
+        ]
+
+    def clear(self, size: int, row: int) -> None:
+        """Make a row zeros: what is no number must not stay."""
+        for held in self.sizes[size].layers.values():
+            for tensor in held:
+                if row < tensor.shape[0]:
+                    tensor[row] = 0

@@ -73,3 +73,21 @@ def mixed_requests(model, prefix_len, cartridge, max_new_tokens=10, **options):
         )
         for seed, length in enumerate([1, 3, 2 * WINDOW, WINDOW - 1, 5, 3 * WINDOW + 2])
     ]
+
+
+def in_small_steps(engine, num_tokens):
+    """The engine, with steps of a few tokens, whose books are checked after each."""
+    engine.batching.scheduler.max_step_tokens = num_tokens
+    return checked(engine)
+
+
+def checked(engine):
+    """The engine, with its books checked after each step."""
+    step = engine.batching.step
+
+    def step_and_check():
+        step()
+        engine.check()
+
+    engine.batching.step = step_and_check
+    return engine

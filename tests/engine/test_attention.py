@@ -4,10 +4,13 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 
-from cartridges.engine.attention import engine_attention, shared_prefix_attention
+from cartridges.engine.attention import engine_attention, grouped_attention
+from cartridges.engine.blocks import Run
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
-from cartridges.engine.rows import Prefix, Rows
+from cartridges.engine.rows import Store
+from cartridges.engine.scheduler import Chunk, Sequence
+from cartridges.engine.step import make_step
 from cartridges.errors import InputError
 from cartridges.model import Model, identify
 from cartridges.template import ChatFormat
@@ -64,7 +67,7 @@ def test_a_model_in_bfloat16_stays_near_itself_in_float32(tiny_tokenizer):
     model.hf.to(torch.bfloat16)
     engine = Engine(model)
     (found,) = engine.distributions_batch([(prompt, target, None, 17)])
-    assert {keys.dtype for prefix in engine.prefixes.held.values() for keys in prefix.keys} == {torch.bfloat16}
+    assert {keys.dtype for run in engine.batching.scheduler.blocks.runs for keys, _ in run.kv} == {torch.bfloat16}
     own = logits_of(model, prompt + target).float().log_softmax(-1)[len(prompt) - 1 : -1]
     assert found.dtype == torch.float32
     # no further from the truth than Hugging Face's own attention in bfloat16, up to luck
@@ -73,22 +76,48 @@ def test_a_model_in_bfloat16_stays_near_itself_in_float32(tiny_tokenizer):
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("most", [1 << 22, 1])
-def test_queries_in_blocks_give_what_all_at_once_give(window, most, monkeypatch):
-    """Against dense attention over each row alone."""
-    torch.manual_seed(0)
-    num_slots, length, paddings = 6, 9, [0, 4, 7]
-    prefix = Prefix([torch.randn(2, num_slots, 8)], [torch.randn(2, num_slots, 8)])
-    query, key, value = torch.randn(3, 4, length, 8), torch.randn(3, 2, length, 8), torch.randn(3, 2, length, 8)
+def test_parts_make_the_whole(window, most, monkeypatch):
+    """Against dense attention over each sequence alone: runs behind runs, part of a run, none; rows of two sizes."""
     monkeypatch.setattr("cartridges.engine.attention.MAX_SCORES", most)
-    rows, module = Rows(prefix, paddings, torch.device("cpu")), torch.nn.Module()
+    torch.manual_seed(0)
+    slots, text = (Run(num, None, [(torch.randn(2, num, 8), torch.randn(2, num, 8))]) for num in (6, 4))
+    text.parent = (slots, 6)
+    # path, ids read before, new ids, row
+    cases = [
+        (((slots, 6), (text, 4)), 3, 1, (64, 0)),
+        ((), 2, 5, (64, 1)),
+        (((slots, 6), (text, 3)), 0, 9, (128, 0)),
+        (((slots, 6),), 7, 1, (64, 2)),
+        (((slots, 6), (text, 4)), 1, 3, (64, 3)),
+        (((slots, 6), (text, 4)), 5, 1, (64, 4)),
+    ]
+    store, chunks, own = Store(1), [], []
+    store.set_num_rows(64, 5)
+    store.set_num_rows(128, 1)
+    for path, num_read, num_new, (size, row) in cases:
+        own.append(torch.randn(2, 2, num_read + num_new, 8))
+        columns = torch.arange(num_read)
+        before = own[-1][:, :, :num_read].transpose(1, 2)
+        store.sizes[size].write(0, torch.full_like(columns, row), columns, before[0], before[1])
+        sequence = Sequence([0] * (num_read + num_new), 0, path=path, num_read=num_read, size=size, row=row)
+        chunks.append(Chunk(sequence, num_new))
+    step, ordered = make_step(chunks, store, torch.device("cpu"))
+    places = [chunks.index(chunk) for chunk in ordered]
+    key, value = (torch.cat([own[i][kind, :, cases[i][1] :] for i in places], 1)[None] for kind in (0, 1))
+    query, module = torch.randn(1, 4, key.shape[2], 8), torch.nn.Module()
     module.layer_idx = 0
-    rows.extend(length)
-    out, _ = shared_prefix_attention(module, query, key, value, None, engine_rows=rows, sliding_window=window)
-    for row, padding in enumerate(paddings):
-        keys = torch.cat([prefix.keys[0], key[row, :, padding:]], 1).repeat_interleave(2, 0)
-        values = torch.cat([prefix.values[0], value[row, :, padding:]], 1).repeat_interleave(2, 0)
-        distance = torch.arange(num_slots, keys.shape[1])[:, None] - torch.arange(keys.shape[1])
+    out, _ = grouped_attention(module, query, key, value, None, engine_step=step, sliding_window=window)
+    start = 0
+    for i in places:
+        path, num_read, num_new, _ = cases[i]
+        keys, values = (
+            torch.cat([*(run.kv[0][kind][:, :num] for run, num in path), own[i][kind]], 1).repeat_interleave(2, 0)
+            for kind in (0, 1)
+        )
+        distance = torch.arange(keys.shape[1] - num_new, keys.shape[1])[:, None] - torch.arange(keys.shape[1])
         hidden = (distance < 0) | (distance >= (window or 1000))
-        scores = (query[row, :, padding:] @ keys.transpose(1, 2) / 8**0.5).masked_fill(hidden, -float("inf"))
+        asked = query[0, :, start : start + num_new]
+        scores = (asked @ keys.transpose(1, 2) / 8**0.5).masked_fill(hidden, -float("inf"))
         expected = (scores.softmax(-1) @ values).transpose(0, 1)
-        torch.testing.assert_close(out[row, padding:], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out[0, start : start + num_new], expected, atol=1e-5, rtol=1e-5)
+        start += num_new

@@ -8,7 +8,15 @@ from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.engine.sampler import uniform
 from tests.architectures import WINDOW
-from tests.engine.judges import NEVER, ids_of, judge_generate, judge_logprobs, make_cartridge, mixed_requests
+from tests.engine.judges import (
+    NEVER,
+    ids_of,
+    in_small_steps,
+    judge_generate,
+    judge_logprobs,
+    make_cartridge,
+    mixed_requests,
+)
 
 
 # Prefix and slots each absent, shorter and longer than the window, and longer only together.
@@ -57,7 +65,7 @@ def test_stop_ids_default_to_those_of_the_chat_format(qwen, monkeypatch):
 
 
 @pytest.mark.parametrize("num_slots", [0, WINDOW + 2])
-def test_prompt_entries_equal_those_of_a_whole_pass(model, num_slots, monkeypatch):
+def test_prompt_entries_equal_those_of_a_whole_pass(model, num_slots):
     cartridge = make_cartridge(model, num_slots) if num_slots else None
     requests = mixed_requests(model, WINDOW, cartridge, 3, top_k_logprobs=5, stop_ids=NEVER)
     starts = [1, 4, WINDOW, WINDOW + 3, WINDOW + 5, 2 * WINDOW]
@@ -66,8 +74,7 @@ def test_prompt_entries_equal_those_of_a_whole_pass(model, num_slots, monkeypatc
         for request, start in zip(requests, starts, strict=True)
     ]
     whole = Engine(model).generate(requests)
-    monkeypatch.setattr("cartridges.engine.runner.MAX_FORWARD_TOKENS", 7)
-    in_steps = Engine(model).generate(requests)
+    in_steps = in_small_steps(Engine(model), 7).generate(requests)
     for request, start, *results in zip(requests, starts, whole, in_steps, strict=True):
         expected = judge_logprobs(model, request, [])[start - 1 : -1].topk(5)
         for result in results:
@@ -94,7 +101,7 @@ def test_no_new_tokens_but_the_prompts_entries(qwen):
 
 
 @pytest.mark.parametrize("num_slots", [0, 2 * WINDOW])
-def test_distributions_equal_those_of_a_whole_pass(model, num_slots, monkeypatch):
+def test_distributions_equal_those_of_a_whole_pass(model, num_slots):
     cartridge = make_cartridge(model, num_slots) if num_slots else None
     prefix = ids_of(model, 7, WINDOW + 3)
     targets = [
@@ -105,8 +112,7 @@ def test_distributions_equal_those_of_a_whole_pass(model, num_slots, monkeypatch
     ]
     engine = Engine(model)
     whole = list(engine.distributions_batch(targets))
-    monkeypatch.setattr("cartridges.engine.runner.MAX_FORWARD_TOKENS", 5)
-    in_steps = list(Engine(model, max_batch_tokens=80).distributions_batch(targets))
+    in_steps = list(in_small_steps(Engine(model, 256), 5).distributions_batch(targets))
     alone = [engine.distributions(*target[:3]) for target in targets]
     for (prompt, target_ids, slots, _), *found in zip(targets, whole, in_steps, alone, strict=True):
         expected = judge_logprobs(model, Request(prompt, cartridge=slots), target_ids)[len(prompt) - 1 : -1]

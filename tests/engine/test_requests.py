@@ -58,8 +58,8 @@ def test_a_cartridge_of_another_model_is_refused(qwen, tiny_tokenizer):
 
 
 def test_a_limit_without_room_is_refused(qwen):
-    with pytest.raises(InputError, match="given max_batch_tokens=0, expected 1 or more"):
-        Engine(qwen, max_batch_tokens=0)
+    with pytest.raises(InputError, match="given kv_tokens_total=0, expected 16 or more"):
+        Engine(qwen, kv_tokens_total=0)
 
 
 def test_a_model_that_gives_no_numbers_stops_the_run(tiny_tokenizer):

@@ -87,3 +87,22 @@ def test_top_k_of_bfloat16_is_not_rounded_again():
     logits = torch.linspace(0, 3, 20).to(torch.bfloat16)[None]
     _, logprobs = top_k(logits, 20)
     np.testing.assert_allclose(np.exp(logprobs.astype(np.float64)).sum(), 1, atol=1e-6)
+
+
+def test_draws_are_among_the_likeliest_alone():
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    num = 4000
+
+    def shares(p, k):
+        drawn = choose(logits.expand(num, -1), [1.0] * num, list(range(num)), [0] * num, [p] * num, [k] * num)
+        return np.bincount(drawn, minlength=4) / num
+
+    for p, k, expected in [
+        (1.0, 2, [0, 4 / 7, 0, 3 / 7]),
+        (1.0, 1, [0, 1, 0, 0]),
+        (0.65, 0, [0, 4 / 7, 0, 3 / 7]),  # 0.4 alone is too little
+        (0.3, 0, [0, 1, 0, 0]),
+        (0.95, 3, [0, 4 / 9, 2 / 9, 3 / 9]),
+        (1.0, 9, [0.1, 0.4, 0.2, 0.3]),
+    ]:
+        np.testing.assert_allclose(shares(p, k), expected, atol=0.04)

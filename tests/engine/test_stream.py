@@ -2,9 +2,9 @@
 
 import pytest
 
+from cartridges.compose import compose
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
-from cartridges.errors import InputError
 from tests.engine.judges import NEVER, ids_of, make_cartridge
 
 
@@ -21,7 +21,7 @@ def test_streaming_never_cuts_a_character(qwen, monkeypatch):
     token_ids = qwen.tokenizer.encode(text, add_special_tokens=False)
     assert len(token_ids) > len(text), "the tokenizer writes some characters with several tokens"
     script = iter(token_ids)
-    monkeypatch.setattr("cartridges.engine.batch.choose", lambda *given: [next(script)])
+    monkeypatch.setattr("cartridges.engine.batching.choose", lambda *given: [next(script)])
     pieces = list(Engine(qwen).stream(Request((5,), len(token_ids), stop_ids=NEVER)))
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
     assert "🙂" in "|".join(pieces).split("|")[-8:] or any(piece.endswith("🙂") for piece in pieces)
@@ -64,8 +64,14 @@ def test_chat_shares_its_system_text(qwen):
     slots = make_cartridge(qwen, 6)
     (expected,) = engine.generate([Request(prompt, 12, cartridge=slots)])
     assert engine.chat("Hello there", system, [slots], max_new_tokens=12) == expected.text
-    assert any(ids == tuple(qwen.chat.system_prefix(system)) for _, ids in engine.prefixes.held)
+    assert len(qwen.chat.system_prefix(system)) in [run.length for run in engine.batching.scheduler.blocks.runs]
     plain = tuple(qwen.chat.prompt([{"role": "user", "content": "Hello there"}]))
     assert engine.chat("Hello there", max_new_tokens=12) == engine.generate([Request(plain, 12)])[0].text
-    with pytest.raises(InputError, match="given 2 cartridges, expected at most one"):
-        engine.chat("Hello there", cartridges=[slots, slots])
+
+
+def test_chat_composes_several_cartridges(qwen):
+    engine, one, two = Engine(qwen), make_cartridge(qwen, 6, seed=1), make_cartridge(qwen, 9, seed=2)
+    prompt = tuple(qwen.chat.prompt([{"role": "user", "content": "Hello there"}]))
+    (expected,) = engine.generate([Request(prompt, 12, cartridge=compose([one, two], qwen))])
+    assert engine.chat("Hello there", cartridges=[one, two], max_new_tokens=12) == expected.text
+    assert engine.shelf.composed([one, two]) is engine.shelf.composed([one, two])

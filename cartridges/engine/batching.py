@@ -1,0 +1,202 @@
+"""Continuous batching: step by step, requests join, are read in chunks, get a token each, and leave.
+
+A request that fails ends alone; only a failing call of the model ends all that were in it.
+
+Shapes: M wanted tokens, B replies, V vocabulary, K top entries.
+"""
+
+from collections import deque
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import torch
+
+from cartridges.engine import runner as running
+from cartridges.engine.blocks import Blocks
+from cartridges.engine.reply import Reply
+from cartridges.engine.runner import Runner
+from cartridges.engine.sampler import NO_NUMBERS, choose, top_k
+from cartridges.engine.scheduler import MAX_ROWS, MAX_STEP_TOKENS, Chunk, Scheduler, Sequence, shared_key
+from cartridges.errors import CartridgesError, InputError
+
+
+@dataclass(eq=False)
+class Target:
+    """Ids of which whole distributions are wanted; `logits` has the parts [., V] so far."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)
+    ended: bool = False
+    error: Exception | None = None
+
+
+@dataclass
+class Counts:
+    """Tokens since the start."""
+
+    prompt: int = 0
+    new: int = 0
+    cached: int = 0
+
+
+class Batching:
+    """The loop's state. `add` and `abort` may be called by any thread, `step` by one at a time."""
+
+    def __init__(self, runner: Runner, kv_tokens_total: int) -> None:
+        self.runner = runner
+        kind = runner.model.device.type
+        self.scheduler = Scheduler(
+            Blocks(kv_tokens_total),
+            runner.store,
+            runner.load,
+            MAX_ROWS.get(kind, MAX_ROWS["cpu"]),
+            MAX_STEP_TOKENS.get(kind, MAX_STEP_TOKENS["cpu"]),
+            max(1, running.MAX_LOGITS // runner.model.identity.vocab_size),
+        )
+        self.counts = Counts()
+        self.num_ended = 0
+        self._inbox: deque[Sequence] = deque()
+        self._aborted: deque[Sequence] = deque()
+
+    def add(self, sequence: Sequence) -> None:
+        """Hand in a sequence; its task is a Reply or a Target."""
+        self._inbox.append(sequence)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._inbox) + len(self.scheduler.waiting)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Have a sequence end with the next step."""
+        self._aborted.append(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Read one call's worth: a token for all that are under way, and chunks of prompts."""
+        scheduler = self.scheduler
+        self.clear_aborted()
+        try:
+            readers = scheduler.admit()
+            while readers and not scheduler.is_live:
+                for reader in readers:
+                    self._read_alone(reader)
+                readers = scheduler.admit()
+        except Exception as error:  # of a cartridge that cannot be brought to the model's device
+            if scheduler.waiting:
+                self._end(scheduler.waiting[0], "error", error)
+        if scheduler.waiting and not scheduler.running:
+            head, total = scheduler.waiting[0], scheduler.blocks.total
+            self._end(
+                head, "error", InputError(f"no room for {len(head.ids)} tokens among {total}; raise kv_tokens_total")
+            )
+        if chunks := scheduler.plan():
+            self._read(chunks)
+
+    def clear_aborted(self) -> None:
+        """Take in what was handed in, and out what was aborted."""
+        scheduler = self.scheduler
+        while self._inbox:
+            scheduler.add(self._inbox.popleft())
+        while self._aborted:
+            sequence = self._aborted.popleft()
+            if sequence in scheduler.running or sequence in scheduler.waiting:
+                self._end(sequence, "abort")
+
+    def _read_alone(self, reader: Sequence) -> None:
+        while reader in self.scheduler.running:
+            self._read([Chunk(reader, min(reader.num_unread, self.scheduler.max_step_tokens))])
+
+    def _read(self, chunks: Many[Chunk]) -> None:
+        try:
+            logits_MV, chunks = self.runner.read(chunks)
+        except Exception as error:  # whatever it is, the engine goes on
+            for chunk in chunks:
+                self._end(chunk.sequence, "error", error)
+            return
+        place, ready, rows = 0, [], []
+        for chunk in chunks:
+            told_MV, place = logits_MV[place : place + chunk.num_wanted], place + chunk.num_wanted
+            sequence, task = chunk.sequence, chunk.sequence.task
+            sequence.num_read += chunk.num_new
+            if isinstance(task, Target):
+                task.logits.append(told_MV.clone())
+                if not sequence.num_unread:
+                    self._end(sequence, "")
+            elif isinstance(task, Reply):
+                task.hear_prompt(told_MV if sequence.num_unread else told_MV[:-1])
+                if not sequence.num_unread:
+                    ready.append(sequence)
+                    rows.append(place - 1)
+            elif not sequence.num_unread:
+                self.scheduler.keep(sequence, whole=True)
+                self.scheduler.leave(sequence)
+        if ready:
+            self._choose(logits_MV if len(rows) == len(logits_MV) else logits_MV[rows], ready)
+
+    def _choose(self, logits_BV: torch.Tensor, sequences: list[Sequence]) -> None:
+        lse_B = logits_BV.logsumexp(-1)
+        good = lse_B.isfinite().tolist()
+        if not all(good):
+            for sequence, is_good in zip(sequences, good, strict=True):
+                if not is_good:
+                    self.runner.store.clear(sequence.size, sequence.row)
+                    self._end(sequence, "error", CartridgesError(NO_NUMBERS))
+            sequences = [sequence for sequence, is_good in zip(sequences, good, strict=True) if is_good]
+            rows = [row for row, is_good in enumerate(good) if is_good]
+            if not rows:
+                return
+            logits_BV, lse_B = logits_BV[rows], lse_B[rows]
+        replies: list[Reply] = [sequence.task for sequence in sequences]
+        asked = [reply.request for reply in replies]
+        chosen = choose(
+            logits_BV,
+            [request.temperature for request in asked],
+            [request.seed for request in asked],
+            [len(reply.token_ids) for reply in replies],
+            [request.top_p for request in asked],
+            [request.top_k for request in asked],
+        )
+        index_B1 = torch.tensor(chosen, device=logits_BV.device)[:, None]
+        logprobs = (logits_BV.gather(1, index_B1)[:, 0] - lse_B).tolist()
+        most = max(request.top_k_logprobs for request in asked)
+        entries_BK = top_k(logits_BV, most) if most else None
+        for place, (sequence, token, logprob) in enumerate(zip(sequences, chosen, logprobs, strict=True)):
+            k, entries = sequence.task.request.top_k_logprobs, None
+            if entries_BK and k:
+                entries = (entries_BK[0][place : place + 1, :k], entries_BK[1][place : place + 1, :k])
+            self._take(sequence, token, logprob, entries)
+
+    def _take(self, sequence: Sequence, token: int, logprob: float, entries: tuple | None) -> None:
+        reply: Reply = sequence.task
+        if not reply.token_ids:
+            self.counts.prompt += len(reply.request.prompt_ids)
+            self.counts.cached += sequence.num_cached
+        if reply.finish_reason:  # no new tokens were asked for
+            self._end(sequence, reply.finish_reason)
+            return
+        self.counts.new += 1
+        try:
+            reply.take(token, logprob, entries)
+            reply.tell()
+        except Exception as error:  # of the caller's function
+            self._end(sequence, "error", error)
+            return
+        sequence.ids.append(token)
+        if reply.finish_reason:
+            self._end(sequence, reply.finish_reason, has_new=True)
+
+    def _end(self, sequence: Sequence, reason: str, error: Exception | None = None, has_new: bool = False) -> None:
+        """Let a sequence leave, and tell who waits for it."""
+        scheduler, task = self.scheduler, sequence.task
+        if sequence.live and not error and sequence in scheduler.running:
+            scheduler.keep(sequence, whole=False)
+        scheduler.leave(sequence)
+        if sequence.fills:  # those that wait for what it failed to read
+            for waiting in list(scheduler.waiting):
+                if waiting.shared_len and shared_key(waiting) == sequence.fills:
+                    self._end(waiting, reason, error)
+        elif isinstance(task, Target):
+            task.ended, task.error = True, error
+        elif isinstance(task, Reply):
+            task.finish_reason = reason  # type: ignore[assignment]
+            self.num_ended += 1
+            task.end(sequence.num_cached, has_new, error)
