@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "train": "Train a cartridge on conversations.",
     "eval": "Measure cartridges beside reading everything.",
     "chat": "Talk to a cartridge.",
+    "serve": "Answer requests in the form of the OpenAI API.",
     "show": "Tell what a cartridge is.",
     "demo": "Build, measure and try a cartridge of the bundled documents.",
     "pocket train": "Train the pocket model from nothing.",
