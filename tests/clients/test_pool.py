@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,23 +152,33 @@ def test_small_forms():
         assert said_by(httpx.Response(400, text=raw)) == said
 
 
+def started(command):
+    """Two processes of a server of pocket, each with its URL, which it prints; killed in the end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    try:
+        yield [(process, re.search(r"http://[\d.:]+", process.stdout.readline())[0]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
 @pytest.fixture
 def processes():
-    """Two servers of pocket in processes of their own."""
-    command = [sys.executable, "-m", "tests.clients.replica", "pocket", "0.02"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)
-    ]
-    yield [(process, process.stdout.readline().strip()) for process in started]
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    yield from started(["tests.clients.replica", "pocket", "0.02"])
 
 
 def test_a_server_is_killed_and_nothing_is_lost_or_doubled(processes, tmp_path):
-    """The data is that of the engine of this process, up to rounding."""
+    check_kill(processes, tmp_path)
+
+
+def check_kill(processes, tmp_path):
+    """The data is that of the engine of this process, up to rounding, though one of two servers is killed."""
     config = config_of(num_conversations=32, answer__max_new_tokens=96)
     expected = synthesize(make_corpus(), Engine("pocket"), config, tmp_path / "local")
     (victim, url), (_, other_url) = processes
