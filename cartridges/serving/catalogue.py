@@ -47,7 +47,7 @@ class Catalogue:
 
     def __init__(self, description: Description) -> None:
         self.description = description
-        self._seen: dict[Path, tuple[Stamp, Manifest | FormatError]] = {}
+        self._seen: dict[tuple[Path, bool], tuple[Stamp, Manifest | FormatError]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -84,11 +84,14 @@ class Catalogue:
         """All names there are now, sound or not, sorted."""
         return sorted({**self._below_roots(), **self.description.folders})
 
-    def find(self, names: Sequence[str]) -> Selection:
-        """What the names stand for. Raises InputError for unknown ones, FormatError where one cannot be used."""
+    def find(self, names: Sequence[str], whole: bool = True) -> Selection:
+        """What the names stand for. Raises InputError for unknown ones, FormatError where one cannot be used.
+
+        Not `whole`: only the manifests are read, which is quick; `load` finds out about the tensors.
+        """
         if not names:
             raise InputError("given no name of a cartridge, expected one or more")
-        found = [self._find(name) for name in names]
+        found = [self._find(name, whole) for name in names]
         digests = tuple(manifest.digest for _, manifest in found)
         return Selection(
             tuple(names),
@@ -108,7 +111,7 @@ class Catalogue:
             parts.append(part)
         return compose(parts, self.description.model)
 
-    def _find(self, name: str) -> tuple[Path, Manifest]:
+    def _find(self, name: str, whole: bool) -> tuple[Path, Manifest]:
         folder = self.description.folders.get(name) or self._below_roots().get(name)
         if folder is None:
             raise InputError(unknown_name("cartridge", str(name)[:140], self.names()))
@@ -121,18 +124,19 @@ class Catalogue:
         except OSError as error:
             raise FormatError(f"the cartridge {name} cannot be read ({error.strerror}); copy it again") from error
         with self._lock:
-            seen = self._seen.get(folder)
+            seen = self._seen.get((folder, whole))
             if seen is None or seen[0] != stamp:
-                seen = self._seen[folder] = (stamp, self._checked(name, folder))
+                seen = self._seen[folder, whole] = (stamp, self._checked(name, folder, whole))
         if isinstance(seen[1], FormatError):
             raise FormatError(str(seen[1]))
         return folder, seen[1]
 
-    def _checked(self, name: str, folder: Path) -> Manifest | FormatError:
+    def _checked(self, name: str, folder: Path, whole: bool) -> Manifest | FormatError:
         try:
             manifest = Manifest.read(folder)
             check_fits(manifest, self.description.model)
-            check_tensors(folder, manifest)
+            if whole:
+                check_tensors(folder, manifest)
             return manifest
         except (CartridgesError, OSError) as error:
             return FormatError(f"the cartridge {name} cannot be used: {error}")

@@ -33,7 +33,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from cartridges.cartridge import Cartridge
-from cartridges.errors import CartridgesError, InputError
+from cartridges.errors import InputError
 from cartridges.serving.catalogue import KEY, Catalogue, Selection
 
 logger = logging.getLogger("vllm.cartridges")
@@ -147,8 +147,8 @@ class Scheduling:
             return
         try:
             selection = self._selection(request, params[KEY])
-        except CartridgesError as error:
-            logger.warning("request %s fails: %s", request.request_id, error)
+        except Exception as error:  # whatever it is, it is this request's, and the engine goes on
+            logger.warning("request %s fails: %s: %s", request.request_id, type(error).__name__, error)
             selection = None
         self._selections[request.request_id] = selection
         if selection is None:
@@ -177,7 +177,7 @@ class Scheduling:
             raise InputError("cartridges stand before text that the base model goes on with, and nothing else")
         if sampling.prompt_logprobs is not None or sampling.repetition_penalty != 1:
             raise InputError("prompt_logprobs and repetition_penalty would be computed without the cartridges")
-        selection = self.catalogue.find(names)
+        selection = self.catalogue.find(names, whole=False)
         if selection.num_slots + len(prompt_ids) >= self.window:
             raise InputError(
                 f"{selection.num_slots} slots and {len(prompt_ids)} prompt tokens, expected fewer than {self.window}"

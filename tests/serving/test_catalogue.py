@@ -110,6 +110,16 @@ def test_what_cannot_be_used_is_told_and_told_again_until_it_is_mended(model, gi
     assert catalogue.find(["late"]).num_slots == 12
 
 
+def test_manifests_alone_tell_all_but_what_is_wrong_with_the_tensors(model, given):
+    catalogue = Catalogue.of(model.identity, {"given": given})
+    whole = catalogue.find(["given"])
+    (given / TENSORS).write_bytes((given / TENSORS).read_bytes()[:-9])
+    assert catalogue.find(["given"], whole=False) == whole
+    for use in (lambda: catalogue.load(whole), lambda: catalogue.find(["given"])):
+        with pytest.raises(FormatError, match="is damaged"):
+            use()
+
+
 def test_a_root_that_is_not_there_is_refused(model, tmp_path):
     with pytest.raises(InputError, match=r"given the folder .*nowhere to look for cartridges in, but it is not there"):
         Catalogue.of(model.identity, {}, [tmp_path / "nowhere"])

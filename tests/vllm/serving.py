@@ -80,7 +80,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(60)
+            self.process.wait(180)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
