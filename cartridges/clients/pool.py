@@ -212,7 +212,7 @@ class Pool:
             raise InputError(f"{replica.url}{path} refused a request ({answer.status_code}): {said_by(answer)}")
         try:
             return answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{replica.url}{path} answered what is no JSON; is it the right server?") from error
 
     def ledger(self) -> Ledger:

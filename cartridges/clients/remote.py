@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cartridges.clients.base import ChatRequest, ChatResult, Dialect
 from cartridges.clients.openai import OpenaiDialect
-from cartridges.clients.pool import Pool, PoolConfig, base_url, said_by
+from cartridges.clients.pool import Pool, PoolConfig, Replica, base_url, said_by
 from cartridges.clients.sglang import SglangDialect
 from cartridges.clients.tokasaurus import TokasaurusDialect
 from cartridges.clients.vllm import VllmDialect
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DIALECTS = ("openai", "vllm", "sglang", "tokasaurus")
 ASK_S = 30.0  # for a server to say what it is
 NO_LIMIT = 2**31
+FINISH_REASONS = ("stop", "length", "abort", "content_filter")
 
 
 class RemoteClient:
@@ -71,16 +72,38 @@ class RemoteClient:
         return [result for result in results if result is not None]
 
     async def _answer(self, client: Any, request: ChatRequest, body: dict[str, Any]) -> ChatResult:
-        answer, replica = await self.pool.post(client, self.dialect.path, body, key_of(request))
+        """The reply; one that its server gave up, as servers do when they are stopped, is asked for again."""
+        attempt = 0
+        while True:
+            answer, replica = await self.pool.post(client, self.dialect.path, body, key_of(request))
+            result = self._read(answer, replica, request)
+            if result.finish_reason != "abort":
+                return self._counted(result, replica, request)
+            attempt += 1
+            replica.num_retries += 1
+            replica.last_error = "gave up a reply"
+            if attempt == self.pool.config.max_attempts:
+                raise InputError(f"{replica.url} gives up every reply; see its log")
+
+    def _read(self, answer: Any, replica: Replica, request: ChatRequest) -> ChatResult:
+        """What an answer says. Raises InputError where that is nothing sound."""
         try:
             result = self.dialect.result(answer, request, self.chat_format)
+            if result.finish_reason not in FINISH_REASONS:
+                raise ValueError(f"a reply that ended by {result.finish_reason!r}")
+            if not all(0 <= token < NO_LIMIT for token in result.token_ids):
+                raise ValueError("token ids out of range")
             if result.logprobs is not None and len(result.logprobs) != len(result.token_ids):
                 raise ValueError(f"{len(result.logprobs)} rows of logprobs for {len(result.token_ids)} tokens")
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            return result
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
             raise InputError(
                 f"{replica.url} answered what the dialect {self.dialect.name} does not: {type(error).__name__} "
                 f"{error}; is it the right --dialect? (known: {', '.join(DIALECTS)})"
             ) from error
+
+    def _counted(self, result: ChatResult, replica: Replica, request: ChatRequest) -> ChatResult:
+        """The result, noted as its server's. Raises InputError where it lacks what was asked for."""
         if request.prompt_logprobs_from is not None and result.prompt_logprobs is None:
             raise InputError(f"{replica.url} gives no logprobs of the prompt; set question_logprobs=false")
         if request.top_k_logprobs and result.logprobs is None:

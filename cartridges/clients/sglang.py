@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from cartridges.clients.base import ChatRequest, ChatResult, prompt_of
-from cartridges.clients.rows import Malformed, top_k_rows
+from cartridges.clients.rows import top_k_rows
 from cartridges.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ class SglangDialect:
         about = answer["meta_info"]
         ended = about["finish_reason"]
         finish_reason = ended["type"] if isinstance(ended, dict) else ended
-        if finish_reason not in ("stop", "length"):
-            raise Malformed(f"a reply that ended by {finish_reason}")
         token_ids = answer.get("output_ids")
         if token_ids is None:
             token_ids = [entry[1] for entry in about["output_token_logprobs"]]

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cartridges.clients.base import ChatRequest
 from cartridges.clients.local import LocalClient
@@ -19,7 +21,7 @@ from cartridges.clients.vllm import VllmDialect
 from cartridges.engine.engine import Engine
 from cartridges.errors import InputError
 from tests.architectures import tiny
-from tests.clients.replica import Replica
+from tests.clients.replica import WAYS, Replica
 
 DIALECTS = {
     "vllm": VllmDialect(),
@@ -176,7 +178,9 @@ def test_what_a_dialect_cannot_do_is_told_before_anything_is_sent(engine, replic
         ("vllm", {"choices": [{"finish_reason": "stop", "text": "x"}]}, "a reply without token_ids"),
         ("vllm", "<html>", "what is no JSON"),
         ("sglang", {"text": "x"}, "KeyError 'meta_info'"),
-        ("sglang", {"output_ids": [1], "meta_info": {"finish_reason": {"type": "abort"}}}, "ended by abort"),
+        ("sglang", {"output_ids": [1], "meta_info": {"finish_reason": {"type": "x"}}}, "ended by 'x'"),
+        ("vllm", {"choices": [{"finish_reason": "stop", "token_ids": [-1]}]}, "OverflowError|out of range"),
+        ("vllm", "[" * 99999, "what is no JSON"),
         ("tokasaurus", {"choices": [{"finish_reason": "stop"}], "system_fingerprint": None}, "TypeError"),
         ("openai", {"choices": [{"finish_reason": "stop"}]}, "KeyError 'message'"),
     ],
@@ -193,6 +197,69 @@ def test_a_row_too_few_is_noticed(engine):
     }
     with Replica(engine, [answer]) as served, pytest.raises(InputError, match="1 rows of logprobs for 2 tokens"):
         replies(client_of(engine, [served.url]), requests_of(engine, 1))
+
+
+def test_a_reply_that_was_given_up_is_asked_for_again(engine):
+    gone = {"output_ids": [], "meta_info": {"finish_reason": {"type": "abort", "message": "stopped"}}}
+    requests = requests_of(engine, 1)
+    with Replica(engine, [gone, gone]) as served:
+        client = client_of(engine, [served.url], "sglang")
+        check_same(replies(client, requests), replies(LocalClient(engine), requests))
+        assert (len(served.bodies), client.pool.replicas[0].num_retries) == (3, 2)
+    with Replica(engine, [gone] * 9) as served, pytest.raises(InputError, match="gives up every reply; see its log"):
+        replies(client_of(engine, [served.url], "sglang"), requests)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3),
+    max_leaves=6,
+)
+
+
+def places_in(content, trail=()):
+    """Where every part of a JSON value is."""
+    yield trail
+    parts = enumerate(content) if isinstance(content, list) else content.items() if isinstance(content, dict) else ()
+    for key, part in parts:
+        yield from places_in(part, (*trail, key))
+
+
+@pytest.fixture(scope="module")
+def answers(engine):
+    """A sound answer in each dialect, with where its parts are."""
+    (request,) = requests_of(engine, 1)
+    found = {}
+    for name, dialect in DIALECTS.items():
+        answer = json.loads(json.dumps(WAYS[dialect.path](engine, dialect.body(request, "m", engine.model.chat))))
+        found[name] = answer, list(places_in(answer))
+    return found
+
+
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_no_answer_brings_the_client_down(engine, answers, dialect):
+    """Any part of a sound answer replaced by anything: a reply with what was asked for, or one line."""
+    (request,) = requests_of(engine, 1)
+    client = client_of(engine, ["http://a"], dialect)
+    answer, places = answers[dialect]
+
+    @given(st.sampled_from(places), VALUES)
+    @settings(max_examples=150, deadline=None, database=None)
+    def check(place, value):
+        spoilt = json.loads(json.dumps({"": answer}))
+        *trail, last = ("", *place)
+        inner = spoilt
+        for key in trail:
+            inner = inner[key]
+        inner[last] = value
+        try:
+            result = client._read(spoilt[""], client.pool.replicas[0], request)
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert result.logprobs is None or len(result.logprobs) == len(result.token_ids)
+
+    check()
 
 
 def test_rows_are_sorted_cut_and_checked():
