@@ -11,7 +11,7 @@ from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
 from cartridges.rng import rng_of
 
 if TYPE_CHECKING:
-    from transformers import AddedToken, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, START, END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = [END_OF_TEXT, START, END, PAD]
