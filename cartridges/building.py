@@ -124,6 +124,11 @@ def build(
         check_extension(out, config)
         say("1/4 self-study: the model writes conversations about pieces of the corpus")
         dataset = synthesize(corpus, teacher or engine, config.synthesize, out / CONVERSATIONS)
+        if not items and not heldout_items(dataset, config.train):
+            raise InputError(
+                f"none of {len(dataset.conversations)} conversations about the corpus is held out to measure with; "
+                "give --questions FILE, more conversations, or a higher train.holdout_share"
+            )
         cartridges: dict[int, Cartridge] = {}
         for number, size in enumerate(config.slots, start=1):
             of_all = f" ({number} of {len(config.slots)})" if len(config.slots) > 1 else ""
@@ -226,10 +231,6 @@ def measured(
     """The results in the folder if they are of these very cartridges and questions, else new ones."""
     path, stamp_path = out / RESULTS, out / "measured.json"
     asked = items or heldout_items(dataset, config.train)
-    if not asked:
-        raise InputError(
-            "no conversation is held out to ask about; give --questions FILE, or train.holdout_share above 0"
-        )
     stamp = {
         "cartridges": [cartridge.digest for cartridge in cartridges.values()],
         "items": [asdict(item) for item in asked],

@@ -1,6 +1,7 @@
 """Tests never reach for the network; a tiny random model with a real tokenizer is made once."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -8,6 +9,10 @@ import pytest
 
 from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
+
+
+def pytest_configure():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 
 
 @pytest.fixture(scope="session")

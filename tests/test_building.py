@@ -36,7 +36,7 @@ CONFIG = BuildConfig.resolve(
         "synthesize.batch_size=32",
         "train.max_steps=3",
         "train.row_len=512",
-        "train.holdout_share=0.1",
+        "train.holdout_share=0.2",
         "evaluate.max_new_tokens=12",
         "max_general=2",
     ],
@@ -313,7 +313,7 @@ def test_the_plan_is_told(corpus, engine):
 
 def test_heldout_questions_are_about_the_corpus_and_not_trained_on(made):
     items = heldout_items(made.build.dataset, CONFIG.train)
-    training, heldout = made.build.dataset.split(0.1, 0)
+    training, heldout = made.build.dataset.split(0.2, 0)
     assert items and {item.document for item in items} <= set(PATHS)
     assert all(not item.golds for item in items)
     asked = [talk.messages[0]["content"] for talk in heldout.conversations if talk.document]
@@ -334,10 +334,13 @@ def test_questions_off_the_corpus_were_never_trained_on(made, engine, tiny_token
     assert general_items(engine.model, dataset, 0) == []
 
 
-def test_nothing_held_out_is_told(made, corpus, engine, copied):
-    config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"holdout_share": 0.0})})
-    with pytest.raises(InputError, match="no conversation is held out to ask about; give --questions FILE, or train"):
-        build_module.measured(copied, corpus, engine, made.build.dataset, made.build.cartridges, [], config)
+def test_nothing_held_out_is_told_before_training(made, corpus, engine, copied, documents, monkeypatch):
+    config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"holdout_share": 1e-6})})
+    monkeypatch.setattr(build_module, "train", stop)
+    with pytest.raises(
+        InputError, match=r"none of \d+ conversations about the corpus is held out to measure with; give"
+    ):
+        build(corpus, engine, copied, config, (), lambda text: None, {"documents": [str(documents)]})
     asked = [Item("Who?", "")]
     stamped = build_module.measured(copied, corpus, engine, made.build.dataset, {}, asked, CONFIG)
     assert [reply.question for reply in stamped.replies] == ["Who?"]
