@@ -25,6 +25,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pocket_training.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/serving.py
 
 docs: $(STAMP)
 	$(BIN)/cartridges demo > docs/results/demo.txt

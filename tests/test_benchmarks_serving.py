@@ -1,0 +1,31 @@
+"""The comparison of answering runs in its quick form: both sides write the same, and every part has its figures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
+    pytest.importorskip("peft")
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    out = tmp_path / "result.json"
+    command = [sys.executable, "benchmarks/serving.py", "--quick", "--model", tmp_path / "tiny", "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {"command", "commit", "date", "versions", "hardware", "threads"} <= set(result)
+    for row, num in zip(result["concurrent"], (1, 2), strict=True):
+        assert row["cartridges"] == num and row["equal_tokens"] == 1
+        assert min(row["tokens_per_s"].values()) > 0 and row["ratio"] > 0
+    kinds = [(row["kind"], row["length"]) for row in result["by_context"]]
+    assert kinds == [("full context", 64), ("cartridge each", 16), ("one cartridge", 16)]
+    assert all(row["batch"] == 4 and row["kv_mb"] > 0 for row in result["by_context"])
+    assert len(result["first_token_ms"]) == 6 and min(result["first_token_ms"].values()) > 0
