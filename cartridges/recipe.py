@@ -48,7 +48,7 @@ class TrainConfig(Config):
             "initialize": {"kind": "random"},
             "lr": 0.2,
             "beta2": 0.95,
-            "epochs": 2,
+            "epochs": 4,
             "row_len": 512,
             "rows_per_step": 1,
             "clip": 0.0,
