@@ -43,7 +43,8 @@ def attach(model: Model, patches: Sequence[Patch]) -> "list[torch.utils.hooks.Re
 
     def hook(patch: Patch) -> object:
         def add(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + patch.added(args[0])
+            added = patch.added(args[0])
+            return output if added is None else output + added
 
         return add
 

@@ -40,7 +40,7 @@ class Moments:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
         self.num, self.aa_II, self.ta_OI = 0.0, zeros(num_inputs, num_inputs), zeros(num_outputs, num_inputs)
-        self.a_I, self.t_O, self.tt = zeros(num_inputs), zeros(num_outputs), zeros(())
+        self.a_I, self.t_O, self.tt = zeros(num_inputs), zeros(num_outputs), zeros(1)
 
     def add(self, a_MI: torch.Tensor, t_MO: torch.Tensor, weight_M: torch.Tensor) -> None:
         """Count tokens in."""
@@ -51,7 +51,7 @@ class Moments:
         self.ta_OI += t_MO.T @ weighted_MI
         self.a_I += weighted_MI.sum(0)
         self.t_O += weight_M @ t_MO
-        self.tt += weight_M @ t_MO.square().sum(1)
+        self.tt += (weight_M @ t_MO.square().sum(1))[None]
 
     @property
     def _parts(self) -> tuple[torch.Tensor, ...]:

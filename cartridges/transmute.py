@@ -1,17 +1,18 @@
 """The verb `transmute`: conversations to an adapter, in closed form (arXiv 2510.08734; PatchKV for gated MLPs).
 
-Each answer is read twice, behind its chunk and alone, and a layer's MLP is changed so that the block gives alone what it
-gave behind the chunk. Layers are done in order, each with those below patched already. Only sums over tokens are kept.
+Each answer is read twice, behind its chunk and alone, and a layer's MLP is changed so that the block gives alone what
+it gave behind the chunk. Layers are done in order, those below patched already. Only sums over tokens are kept.
 
 With `z` the residual beside the MLP, `n` its input and `h` the hidden that its last matrix reads, primes for the pass
-alone: method "down" fits that matrix to add `T = (z + W h) - (z' + W h')` for `h'`; "ridge" and "mean" fit the matrices
-that read `n` to add `W (n - n')` for `n'`, and put the mean of `z - z'` into the output's bias; "bias" is the mean of T.
+alone: method "down" fits that matrix to add `T = (z + W h) - (z' + W h')` for `h'`. "ridge" and "mean" fit the matrices
+that read `n` to add `W (n - n')` for `n'`, and put the mean of `z - z'` into the output's bias. "both" fits those
+matrices, and then the last one to what they miss. "bias" is the mean of T.
 
 Shapes: T tokens of a row, M answer tokens, D model dim, I inputs of the last matrix.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ class TransmuteConfig(Config):
     """How conversations become an adapter."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    method: Literal["bias", "mean", "ridge", "down"] = "down"
+    method: Literal["bias", "mean", "ridge", "down", "both"] = "down"
     layers: list[int] | None = Field(None, description="which to patch; all of them if not given")
     ridge: float = Field(1e-3, ge=0, description="in units of an input's mean square")
     rank: int | None = Field(None, gt=0, description="of each delta; full if not given")
@@ -48,7 +49,7 @@ class TransmuteConfig(Config):
     max_conversations: int | None = Field(None, gt=0, description="of each dataset")
     save_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "pocket": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "pocket": {}}
 
 
 @dataclass
@@ -148,65 +149,60 @@ class Transmutation:
                 )
         return with_chunk, alone
 
-    def sums(self, mlp: Mlp, bar: Bar) -> Sums:
-        """One pass over all conversations for one layer."""
-        num_model, num_hidden = mlp.output.out_features, mlp.output.in_features
-        num_inputs = num_hidden if self.config.method == "down" else num_model
-        device = self.model.device
-        found = Sums(Moments(num_inputs, num_model, device), Moments(1, num_model, device))
+    def sums(self, mlp: Mlp, reads_inputs: bool, bar: Bar) -> Sums:
+        """One pass over all conversations for one layer: for the matrices that read its input, or for the last one."""
+        num_model, device = mlp.output.out_features, self.model.device
+        num_inputs = num_model if reads_inputs else mlp.output.in_features
+        needs_matrix = self.config.method != "bias"
+        found = Sums(Moments(num_inputs if needs_matrix else 1, num_model, device), Moments(1, num_model, device))
         self.num_pairs = 0
-        rows = batches(self.views, self.config.row_len, self.config.max_conversations)
-        for batch in rows:
+        for batch in batches(self.views, self.config.row_len, self.config.max_conversations):
             with_chunk, alone = self.read(mlp, batch)
             weight_M = weights_of(batch.pairs, device)
-            ones_M1 = torch.ones(len(weight_M), 1, device=device)
             difference_MD = with_chunk.output_MD.double() - alone.output_MD.double()
-            if self.config.method in ("ridge", "mean"):
-                moved_MD = with_chunk.inputs_MD.double() - alone.inputs_MD.double()
+            beside_MD, terms = difference_MD, (alone.hidden_MI, difference_MD)
+            if reads_inputs:
                 beside_MD = difference_MD - (with_chunk.added_MD.double() - alone.added_MD.double())
-                terms = (alone.inputs_MD, moved_MD)
-            else:
-                beside_MD = difference_MD
-                terms = (alone.hidden_MI, difference_MD) if self.config.method == "down" else None
-            found.beside.add(ones_M1, beside_MD, weight_M)
-            if terms is not None:
+                terms = (alone.inputs_MD, with_chunk.inputs_MD.double() - alone.inputs_MD.double())
+            found.beside.add(torch.ones(len(weight_M), 1, device=device), beside_MD, weight_M)
+            if needs_matrix:
                 found.main.add(*terms, weight_M)
             self.num_pairs += len(batch.pairs)
             bar.advance(len(batch.pairs), f"layer {mlp.index}")
         self.statistics_bytes = max(self.statistics_bytes, found.main.num_bytes + found.beside.num_bytes)
+        found.beside.check(f"layer {mlp.index}")
         return found
-
-    def solved(self, found: Sums, label: str) -> Solution:
-        """The solution for the matrix."""
-        config = self.config
-        found.main.check(label)
-        if config.method == "mean":
-            return found.main.rank_one(label)
-        is_down = config.method == "down"
-        rank = config.rank if is_down else None
-        return found.main.ridge(config.ridge, config.output_bias and is_down, label, rank)
 
     def patch(self, mlp: Mlp, bar: Bar) -> None:
         """Fit one layer, with all below patched."""
-        label = f"layer {mlp.index}"
-        found = self.sums(mlp, bar)
-        found.beside.check(label)
-        line: dict[str, Any] = {"layer": mlp.index, "num_tokens": round(found.beside.num, 3)}
-        if self.config.method == "bias":
-            solution = found.beside.mean_bias()
-            self.add(mlp, mlp.output_name, None, solution.bias)
-        elif self.config.method == "down":
-            solution = self.solved(found, label)
-            self.add(mlp, mlp.output_name, solution.delta, solution.bias)
-        else:
-            solution = self.solved(found, label)
-            assert solution.delta is not None
+        config, label = self.config, f"layer {mlp.index}"
+        if config.method in ("mean", "ridge", "both"):
+            found = self.sums(mlp, True, bar)
+            found.main.check(label)
+            solved = found.main.rank_one(label)
+            if config.method != "mean":
+                solved = found.main.ridge(config.ridge, False, label)
+            assert solved.delta is not None
             for name, linear in mlp.inputs.items():
-                self.add(mlp, name, linear.weight.double() @ solution.delta, None)
-            self.add(mlp, mlp.output_name, None, found.beside.t_O / found.beside.num)
-        line |= {"unexplained": round(solution.unexplained_ratio, 6), "residual": solution.residual}
-        line |= {"total": solution.total, "ridge_term": solution.ridge_term}
-        self.told.append(line)
+                self.add(mlp, name, linear.weight.double() @ solved.delta, None)
+            if config.method != "both":
+                self.add(mlp, mlp.output_name, None, found.beside.mean_bias().bias)
+            self.tell(mlp, "inputs", found, solved)
+        if config.method in ("bias", "down", "both"):
+            found = self.sums(mlp, False, bar)
+            if config.method == "bias":
+                solved = found.beside.mean_bias()
+            else:
+                found.main.check(label)
+                solved = found.main.ridge(config.ridge, config.output_bias, label, config.rank)
+            self.add(mlp, mlp.output_name, solved.delta, solved.bias)
+            self.tell(mlp, "output", found, solved)
+
+    def tell(self, mlp: Mlp, what: str, found: Sums, solved: Solution) -> None:
+        """Remember how well a fit did: the share of squares that it misses, and what that is made of."""
+        line: dict[str, Any] = {"layer": mlp.index, "fitted": what, "weight": round(found.beside.num, 3)}
+        line |= {"unexplained": round(solved.unexplained_ratio, 6), "residual": solved.residual}
+        self.told.append({**line, "total": solved.total, "ridge_term": solved.ridge_term})
 
     def add(self, mlp: Mlp, module: str, delta: torch.Tensor | None, bias: torch.Tensor | None) -> None:
         """Remember a patch, with its delta in factors where they are of lower rank."""
@@ -262,7 +258,7 @@ def transmute(
     run = Transmutation(model, views, config)
     sizes = [len(source.dataset.conversations) for source in sources]
     given = sum(min(size, config.max_conversations or size) for size in sizes)
-    with progress("transmuting", given * len(layers)) as bar:
+    with progress("transmuting", given * len(layers) * (1 + (config.method == "both"))) as bar:
         for mlp in layers:
             run.patch(mlp, bar)
     metrics = {
