@@ -5,8 +5,7 @@ it gave behind the chunk. Layers are done in order, those below patched already.
 
 With `z` the residual beside the MLP, `n` its input and `h` the hidden that its last matrix reads, primes for the pass
 alone: method "down" fits that matrix to add `T = (z + W h) - (z' + W h')` for `h'`. "ridge" and "mean" fit the matrices
-that read `n` to add `W (n - n')` for `n'`, and put the mean of `z - z'` into the output's bias. "both" fits those
-matrices, and then the last one to what they miss. "bias" is the mean of T.
+that read `n` to add `W (n - n')` for `n'`, and put the mean of `z - z'` into the output's bias. "bias" is T's mean.
 
 Shapes: T tokens of a row, M answer tokens, D model dim, I inputs of the last matrix.
 """
@@ -36,7 +35,7 @@ class TransmuteConfig(Config):
     """How conversations become an adapter."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    method: Literal["bias", "mean", "ridge", "down", "both"] = "down"
+    method: Literal["bias", "mean", "ridge", "down"] = "down"
     layers: list[int] | None = Field(None, description="which to patch; all of them if not given")
     ridge: float = Field(1e-3, ge=0, description="in units of an input's mean square")
     rank: int | None = Field(None, gt=0, description="of each delta; full if not given")
@@ -169,38 +168,39 @@ class Transmutation:
                 found.main.add(*terms, weight_M)
             self.num_pairs += len(batch.pairs)
             bar.advance(len(batch.pairs), f"layer {mlp.index}")
+        if not self.num_pairs:
+            raise InputError(
+                "none of the conversations has answer tokens that are read behind a chunk and alone alike, expected "
+                f"some; give conversations in the chat format of {self.model.identity.model_id}"
+            )
         self.statistics_bytes = max(self.statistics_bytes, found.main.num_bytes + found.beside.num_bytes)
-        found.beside.check(f"layer {mlp.index}")
+        for part in (found.beside, found.main) if needs_matrix else (found.beside,):
+            part.check(f"layer {mlp.index}")
         return found
 
     def patch(self, mlp: Mlp, bar: Bar) -> None:
         """Fit one layer, with all below patched."""
         config, label = self.config, f"layer {mlp.index}"
-        if config.method in ("mean", "ridge", "both"):
-            found = self.sums(mlp, True, bar)
-            found.main.check(label)
+        reads_inputs = config.method in ("mean", "ridge")
+        found = self.sums(mlp, reads_inputs, bar)
+        if config.method == "bias":
+            solved = found.beside.mean_bias()
+        elif config.method == "mean":
             solved = found.main.rank_one(label)
-            if config.method != "mean":
-                solved = found.main.ridge(config.ridge, False, label)
-            assert solved.delta is not None
+        else:
+            is_down = config.method == "down"
+            solved = found.main.ridge(config.ridge, config.output_bias and is_down, label, config.rank)
+        if reads_inputs and solved.delta is not None:
             for name, linear in mlp.inputs.items():
                 self.add(mlp, name, linear.weight.double() @ solved.delta, None)
-            if config.method != "both":
-                self.add(mlp, mlp.output_name, None, found.beside.mean_bias().bias)
-            self.tell(mlp, "inputs", found, solved)
-        if config.method in ("bias", "down", "both"):
-            found = self.sums(mlp, False, bar)
-            if config.method == "bias":
-                solved = found.beside.mean_bias()
-            else:
-                found.main.check(label)
-                solved = found.main.ridge(config.ridge, config.output_bias, label, config.rank)
+            self.add(mlp, mlp.output_name, None, found.beside.mean_bias().bias)
+        else:
             self.add(mlp, mlp.output_name, solved.delta, solved.bias)
-            self.tell(mlp, "output", found, solved)
+        self.tell(mlp, found, solved)
 
-    def tell(self, mlp: Mlp, what: str, found: Sums, solved: Solution) -> None:
+    def tell(self, mlp: Mlp, found: Sums, solved: Solution) -> None:
         """Remember how well a fit did: the share of squares that it misses, and what that is made of."""
-        line: dict[str, Any] = {"layer": mlp.index, "fitted": what, "weight": round(found.beside.num, 3)}
+        line: dict[str, Any] = {"layer": mlp.index, "weight": round(found.beside.num, 3)}
         line |= {"unexplained": round(solved.unexplained_ratio, 6), "residual": solved.residual}
         self.told.append({**line, "total": solved.total, "ridge_term": solved.ridge_term})
 
@@ -258,7 +258,7 @@ def transmute(
     run = Transmutation(model, views, config)
     sizes = [len(source.dataset.conversations) for source in sources]
     given = sum(min(size, config.max_conversations or size) for size in sizes)
-    with progress("transmuting", given * len(layers) * (1 + (config.method == "both"))) as bar:
+    with progress("transmuting", given * len(layers)) as bar:
         for mlp in layers:
             run.patch(mlp, bar)
     metrics = {

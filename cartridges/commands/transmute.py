@@ -60,7 +60,7 @@ def command(
     adapter.save(out)
     metrics = adapter.manifest.metrics
     for line in metrics["layers"]:
-        click.echo(f"layer {line['layer']}, {line['fitted']}: {1 - line['unexplained']:.1%} of what is wanted")
+        click.echo(f"layer {line['layer']}: {1 - line['unexplained']:.1%} of what is wanted")
     skipped = f", {metrics['num_skipped']} skipped" if metrics["num_skipped"] else ""
     size = adapter.num_bytes / 1e6
     click.echo(f"{metrics['num_conversations']} conversations{skipped} in {metrics['seconds']:.0f} s; {size:.2f} MB")

@@ -82,8 +82,8 @@ def lora_arguments(name: str, folder: Path, report: LoraReport) -> list[str]:
     """VLLM's own options for a LoRA that is served as `name`. Raises InputError for what vLLM does not load."""
     if report.has_bias:
         raise InputError(
-            f"the adapter {name} has output biases, which vLLM's LoRA does not know; transmute with method=down or "
-            "method=both, or serve it with --engine own"
+            f"the adapter {name} has output biases, which vLLM's LoRA does not know; transmute with method=down, or "
+            "serve it with --engine own"
         )
     size = next((rank for rank in LORA_RANKS if rank >= report.rank), None)
     if size is None:
