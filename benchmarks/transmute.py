@@ -139,7 +139,7 @@ def speed(model: Model, items: Sequence[Item], system: str, cartridge: Cartridge
 
 
 def line_of(
-    row: MethodResult, results: Results, asked: Sequence[Question], alone: Mapping[str, float]
+    row: MethodResult, results: Results, asked: Sequence[Question], rates: Mapping[str, float]
 ) -> dict[str, Any]:
     """What the table tells of one method: scores by kind, closeness, harm, cost."""
     scores: dict[str, list[float]] = {}
