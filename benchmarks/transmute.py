@@ -118,7 +118,6 @@ def adapters_of(source: Source, model: Model, rank: int) -> dict[str, ThoughtAda
         "down": {"method": "down"},
         "down, at cartridge bytes": {"method": "down", "rank": rank},
         "down, all tokens": {"method": "down", "tokens": "conversation"},
-        "down, nothing off the corpus": {"method": "down", "general_weight": 0.0},
     }
     return {
         name: transmute([source], model, TransmuteConfig.resolve(model.profile, values=values), name)
@@ -164,19 +163,19 @@ def line_of(
 
 def family_part(family: str, quick: bool) -> dict[str, Any]:
     """Everything about one document."""
-    text, asked = questions_of(family, 4 if quick else 60)
+    text, asked = questions_of(family, 4 if quick else 40)
     model, corpus = load_model("pocket", "cpu"), Corpus.from_texts({"document-1.md": text})
     items = [replace(item_of(question), document="document-1.md") for question in asked]
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=64 if quick else 512)
+        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=64 if quick else 256)
         config = TrainConfig.resolve("pocket", values={"slots": SLOTS, **({"max_steps": 2} if quick else {})})
         cartridge = train(dataset, model, corpus, config, top / "run")
         rank = round(2 * model.kv_bytes(SLOTS) / 4 / sum(_numbers(model)))
         source = Source(dataset, corpus, None, label=family)
         adapters = {**adapters_of(source, model, rank), "lora": trained_lora(dataset, model, config, rank)}
-        general = general_items(model, dataset, 4 if quick else 60)
-        evaluated = EvaluateConfig.resolve(values={"untrained": False})
+        general = general_items(model, dataset, 4 if quick else 40)
+        evaluated = EvaluateConfig.resolve(values={"untrained": False, "max_new_tokens": 112})
         results = evaluate(Engine(model), corpus, items, {str(SLOTS): cartridge}, evaluated, general, adapters)
     rates = {
         results.reference: speed(model, items, corpus.text, None),
