@@ -117,6 +117,7 @@ def adapters_of(source: Source, model: Model, rank: int) -> dict[str, ThoughtAda
         "ridge": {"method": "ridge"},
         "down": {"method": "down"},
         "down, at cartridge bytes": {"method": "down", "rank": rank},
+        "down, low ridge": {"method": "down", "ridge": 0.001},
         "down, all tokens": {"method": "down", "tokens": "conversation"},
     }
     return {
@@ -168,7 +169,7 @@ def family_part(family: str, quick: bool) -> dict[str, Any]:
     items = [replace(item_of(question), document="document-1.md") for question in asked]
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=64 if quick else 256)
+        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=64 if quick else 512)
         config = TrainConfig.resolve("pocket", values={"slots": SLOTS, **({"max_steps": 2} if quick else {})})
         cartridge = train(dataset, model, corpus, config, top / "run")
         rank = round(2 * model.kv_bytes(SLOTS) / 4 / sum(_numbers(model)))
