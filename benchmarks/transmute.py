@@ -51,7 +51,7 @@ from cartridges.rng import rng_of
 from cartridges.rows import RowPlan
 from cartridges.synthesis import synthesize
 from cartridges.training import train
-from cartridges.transmute import TransmuteConfig, transmute
+from cartridges.transmutation import TransmuteConfig, transmute
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "transmute.json"
 KINDS = {"ward": ("lookup", "multiple_choice"), "tongue": ("lookup", "translation")}

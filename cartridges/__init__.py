@@ -24,7 +24,7 @@ EXPORTS = {
     "load_model": "cartridges.model",
     "synthesize": "cartridges.synthesis",
     "train": "cartridges.training",
-    "transmute": "cartridges.transmute",
+    "transmute": "cartridges.transmutation",
 }
 
 

@@ -52,7 +52,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "initialization recipe preflight rows synthesis self_study study_plan filters training "
-                "evaluation report building verdict report_figures report_page report_table pairs transmute".split()
+                "evaluation report building verdict report_figures report_page report_table pairs transmutation".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
         ],

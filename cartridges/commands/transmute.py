@@ -50,7 +50,7 @@ def command(
     if not made_with:
         raise InputError(f"{data[0]} does not tell which model wrote it; name it with --model")
     from cartridges.model import load_model
-    from cartridges.transmute import TransmuteConfig, transmute
+    from cartridges.transmutation import TransmuteConfig, transmute
 
     loaded = load_model(made_with, device)
     chosen = preset or loaded.profile

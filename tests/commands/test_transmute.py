@@ -16,7 +16,7 @@ from cartridges.find import SOURCE
 from cartridges.pairs import Source
 from cartridges.questions import Item, write_items
 from cartridges.results import Results
-from cartridges.transmute import transmute
+from cartridges.transmutation import transmute
 from tests.adapters import conversation
 
 COMMAND = "transmute"

@@ -13,7 +13,7 @@ from cartridges.dataset import Dataset
 from cartridges.errors import ConfigError, InputError
 from cartridges.mlp import mlp_of
 from cartridges.pairs import Source
-from cartridges.transmute import TransmuteConfig, transmute
+from cartridges.transmutation import TransmuteConfig, transmute
 from tests.adapters import CORPUS, STUDY, block_outputs, both_ids, conversation, plain, source
 from tests.architectures import tiny
 
