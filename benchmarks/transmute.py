@@ -162,14 +162,14 @@ def line_of(
     }
 
 
-def family_part(family: str, quick: bool) -> dict[str, Any]:
+def family_part(family: str, quick: bool, num_conversations: int) -> dict[str, Any]:
     """Everything about one document."""
     text, asked = questions_of(family, 4 if quick else 40)
     model, corpus = load_model("pocket", "cpu"), Corpus.from_texts({"document-1.md": text})
     items = [replace(item_of(question), document="document-1.md") for question in asked]
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=64 if quick else 512)
+        dataset = synthesize(corpus, Engine(model), None, top / "data", num_conversations=num_conversations)
         config = TrainConfig.resolve("pocket", values={"slots": SLOTS, **({"max_steps": 2} if quick else {})})
         cartridge = train(dataset, model, corpus, config, top / "run")
         rank = round(2 * model.kv_bytes(SLOTS) / 4 / sum(_numbers(model)))
@@ -233,6 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["ward", "tongue", "memory"])
+    parser.add_argument("--conversations", type=int, default=512)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -242,7 +243,8 @@ def main() -> int:
     known = json.loads(given.out.read_text(encoding="utf-8")) if given.only and given.out.is_file() else {}
     for part in [given.only] if given.only else ["ward", "tongue", "memory"]:
         started = time.monotonic()
-        found = memory_part(given.quick) if part == "memory" else family_part(part, given.quick)
+        num = 64 if given.quick else given.conversations
+        found = memory_part(given.quick) if part == "memory" else family_part(part, given.quick, num)
         known[part] = {**found, "seconds": round(time.monotonic() - started), **provenance()}
         given.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         print(f"{part}: {known[part]['seconds']} s, written to {given.out}")
