@@ -68,7 +68,8 @@ def transmute_table() -> str:
         head += ["KV bytes", "weight bytes", "build s", "tokens/s"]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in part["rows"]:
-            cells = [row["label"].rpartition(", ")[0] if "weight_bytes" in row else row["label"]]
+            label = row["label"].rpartition(", ")[0] if "weight_bytes" in row else row["label"]
+            cells = ["LoRA, trained" if label == "adapter lora" else label]
             cells += [f"{row['scores'][kind]:.0%}" for kind in kinds] + [f"{row['kl_per_token']:.2f}"]
             cells += ["" if row["general"] is None else f"{row['general']:.0%}", f"{row['kv_bytes']:,}"]
             cells += [f"{row.get('weight_bytes', 0):,}", f"{row['build_s']:.0f}"]
