@@ -26,6 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/pocket_training.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/transmute.py
 
 docs: $(STAMP)
 	$(BIN)/cartridges demo > docs/results/demo.txt

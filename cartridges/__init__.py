@@ -16,6 +16,7 @@ EXPORTS = {
     "Engine": "cartridges.engine.engine",
     "Item": "cartridges.questions",
     "WARD": "cartridges.pocket",
+    "ThoughtAdapter": "cartridges.adapter",
     "build": "cartridges.building",
     "evaluate": "cartridges.evaluation",
     "heldout_items": "cartridges.building",
@@ -23,6 +24,7 @@ EXPORTS = {
     "load_model": "cartridges.model",
     "synthesize": "cartridges.synthesis",
     "train": "cartridges.training",
+    "transmute": "cartridges.transmutation",
 }
 
 

@@ -189,8 +189,12 @@ class Cartridge:
 
 def check_fits(manifest: Manifest, identity: ModelIdentity) -> None:
     """Raises FormatError, with what differs, unless the manifest is of a cartridge for this very model."""
-    made_for = manifest.model
-    named = f"the cartridge {manifest.name or '(unnamed)'} was made for {made_for.model_id}, given {identity.model_id}"
+    check_made_for(f"the cartridge {manifest.name or '(unnamed)'}", manifest.model, identity)
+
+
+def check_made_for(artifact: str, made_for: ModelIdentity, identity: ModelIdentity) -> None:
+    """Raises FormatError, with what differs, unless `artifact`, made for one model, is given this very model."""
+    named = f"{artifact} was made for {made_for.model_id}, given {identity.model_id}"
     if made_for.layers != identity.layers or made_for.architecture != identity.architecture:
         shapes = f"{made_for.architecture}, {_shape(made_for)} against {identity.architecture}, {_shape(identity)}"
         raise FormatError(f"{named}: other layers ({shapes}); load it with its own model")

@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "build": "From documents to a trained, measured cartridge with its report.",
     "synthesize": "Have the model write conversations about documents.",
     "train": "Train a cartridge on conversations.",
+    "transmute": "Turn conversations into changes of the weights.",
+    "lora": "Write an adapter as a LoRA, for PEFT and vLLM.",
     "eval": "Measure cartridges beside reading everything.",
     "chat": "Talk to a cartridge.",
     "serve": "Answer requests in the form of the OpenAI API.",

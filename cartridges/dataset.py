@@ -161,10 +161,13 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """The sha256 of all conversations, in hex; the same however they are stored. Reads everything."""
-        digest = hashlib.sha256()
-        for conversation in self.conversations:
-            digest.update(bytes.fromhex(conversation.digest))
-        return digest.hexdigest()
+        digests = (bytes.fromhex(conversation.digest) for conversation in self.conversations)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def release(self) -> None:
+        """Forget what was read from disk; it is read again when asked for."""
+        for shard in getattr(self.conversations, "shards", ()):
+            shard.groups.clear()
 
     def preview(self, num_shown: int) -> str:
         """`num_shown` conversations, spread over the dataset, as text. Raises InputError where that is less than 1."""

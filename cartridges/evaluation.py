@@ -1,4 +1,4 @@
-"""The verb `evaluate`: cartridges beside no context, a truncated one of the same size, and reading everything.
+"""The verb `evaluate`: cartridges and adapters beside no context, a truncated one, and reading everything.
 
 Every method answers the same questions, greedily. Closeness compares next-token distributions with those of the
 reference, which reads everything, at the tokens of the reference's own replies. Where the corpus does not fit into the
@@ -8,17 +8,21 @@ Shapes: M target tokens, V vocabulary.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from pydantic import Field
 
+from cartridges.adapter import ThoughtAdapter
+from cartridges.adapting import applied
 from cartridges.cartridge import Cartridge
 from cartridges.config import Config
 from cartridges.corpus import Corpus
-from cartridges.engine.engine import Engine
+from cartridges.engine.engine import AskedTarget, Engine
 from cartridges.engine.request import Request, Result
 from cartridges.errors import InputError
 from cartridges.initialization import InitializeConfig, initialize
@@ -26,7 +30,19 @@ from cartridges.intervals import interval
 from cartridges.log import Bar, progress
 from cartridges.provenance import provenance
 from cartridges.questions import Item
-from cartridges.results import DOCUMENT, FULL, NONE, TRUNCATED, UNTRAINED, WINDOW, MethodResult, Reply, Results
+from cartridges.results import (
+    ADAPTER,
+    CARTRIDGE,
+    DOCUMENT,
+    FULL,
+    NONE,
+    TRUNCATED,
+    UNTRAINED,
+    WINDOW,
+    MethodResult,
+    Reply,
+    Results,
+)
 from cartridges.rng import rng_of
 
 NUM_TIMED, NUM_TIMED_TOKENS = 3, 24  # questions asked alone, and tokens of each reply, for seconds per question
@@ -43,7 +59,7 @@ class EvaluateConfig(Config):
 
 @dataclass
 class Method:
-    """One way to answer: a system text for each question, or slots."""
+    """One way to answer: a system text for each question, slots, or other weights."""
 
     name: str
     label: str
@@ -51,6 +67,7 @@ class Method:
     cartridge: Cartridge | None = None
     num_slots: int = 0
     build_s: float = 0.0
+    adapter: ThoughtAdapter | None = None
 
     def system(self, item: Item) -> str:
         return self.system_of.get(item.document, self.system_of[""])
@@ -69,13 +86,14 @@ class Answered:
 
 @dataclass
 class Evaluation:
-    """One evaluation: the engine, the corpus, the questions and the cartridges, by label, with what they cost."""
+    """One evaluation: the engine, the corpus, the questions and the cartridges and adapters, by label."""
 
     engine: Engine
     corpus: Corpus
     items: list[Item]
     cartridges: Mapping[str, Cartridge]
     config: EvaluateConfig
+    adapters: Mapping[str, ThoughtAdapter] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -136,7 +154,24 @@ class Evaluation:
                 self.notes.append(f"the build seconds of cartridge {label} are those of training alone")
             size = cartridge.num_slots
             found.append(Method(f"cartridge-{label}", f"cartridge, {size} slots", {"": ""}, cartridge, size, seconds))
+        for label, adapter in self.adapters.items():
+            metrics, size_mb = adapter.manifest.metrics, 2 * adapter.num_numbers / 1e6
+            seconds = float(metrics.get("build_s", metrics.get("seconds", 0.0)))
+            told = f"adapter {label}, {size_mb:.3g} MB of weights"
+            found.append(Method(f"{ADAPTER}-{label}", told, {"": ""}, build_s=seconds, adapter=adapter))
         return found
+
+    def adapted(self, method: Method) -> AbstractContextManager[None]:
+        """Meanwhile the model is as the method wants it. Prompts of adapters share nothing that was read before."""
+        return applied(self.engine.model, method.adapter) if method.adapter else nullcontext()
+
+    def distributions(self, method: Method, targets: list[AskedTarget]) -> Iterator[torch.Tensor]:
+        """Those of the engine; the model is adapted just while it reads, as methods take turns."""
+        stream = self.engine.distributions_batch(targets)
+        for _ in targets:
+            with self.adapted(method):
+                row_MV = next(stream)
+            yield row_MV
 
     def untrained(self, label: str, cartridge: Cartridge) -> list[Method]:
         """The cartridge as it was before training, where its corpus is at hand to make it anew."""
@@ -174,7 +209,8 @@ class Evaluation:
         """Ask everything, compare with the reference's replies, and time some questions alone."""
         order = sorted(range(len(items)), key=lambda index: method.system(items[index]))
         requests = [self.request(method, items[index]) for index in order]
-        found = self.engine.generate(requests, lambda num: bar.advance(num, method.label))
+        with self.adapted(method):
+            found = self.engine.generate(requests, lambda num: bar.advance(num, method.label))
         results = [result for _, result in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
         answered = Answered(results)
         alone = [len(self.prompt(method, item)[0]) for item in items]
@@ -192,9 +228,10 @@ class Evaluation:
         for item in items[:NUM_TIMED]:
             ids, _ = self.prompt(method, item)
             request = Request(tuple(ids), NUM_TIMED_TOKENS, cartridge=method.cartridge, stop_ids=frozenset())
-            started = time.perf_counter()
-            self.engine.generate([request])
-            taken.append(time.perf_counter() - started)
+            with self.adapted(method):
+                started = time.perf_counter()
+                self.engine.generate([request])
+                taken.append(time.perf_counter() - started)
         return sorted(taken)[len(taken) // 2]
 
     def compare(self, methods: list[Method], items: Sequence[Item], reference: list[Result], bar: Bar) -> list[Any]:
@@ -209,7 +246,7 @@ class Evaluation:
             for index in order:
                 ids, shared_len = self.prompt(method, items[index])
                 targets.append((ids, reference[index].token_ids, method.cartridge, shared_len))
-            streams.append(self.engine.distributions_batch(targets))
+            streams.append(self.distributions(method, targets))
         for rows in zip(*streams, strict=True):
             teacher_MV = rows[0]
             for total, student_MV in zip(sums, rows, strict=True):
@@ -255,20 +292,22 @@ def evaluate(
     cartridges: Mapping[str, Cartridge],
     config: EvaluateConfig | None = None,
     general: Sequence[Item] = (),
+    adapters: Mapping[str, ThoughtAdapter] | None = None,
 ) -> Results:
-    """Ask `items` of every method, and `general` questions, off the corpus, of the model alone and each cartridge.
+    """Ask `items` of every method, and `general` questions, off the corpus, of the model alone and each artifact.
 
-    Raises InputError where there is nothing to ask, FormatError for a cartridge of another model.
+    Raises InputError where there is nothing to ask, FormatError for a cartridge or an adapter of another model.
     """
     config = config or EvaluateConfig.resolve()
     if not items:
         raise InputError(
             "given no questions, expected at least one; give a file of questions or hold out conversations"
         )
-    for cartridge in cartridges.values():
-        cartridge.check_fits(engine.model.identity)
+    adapters = adapters or {}
+    for artifact in (*cartridges.values(), *adapters.values()):
+        artifact.check_fits(engine.model.identity)
     sample = sorted(rng_of("evaluate", config.seed).sample(range(len(items)), min(len(items), config.max_items)))
-    run = Evaluation(engine, corpus, [items[index] for index in sample], cartridges, config)
+    run = Evaluation(engine, corpus, [items[index] for index in sample], cartridges, config, adapters)
     if len(items) > config.max_items:
         run.notes.append(f"{config.max_items} of {len(items)} questions, drawn at random, were asked (max_items)")
     methods = run.methods()
@@ -288,8 +327,9 @@ def evaluate(
         for index, item in enumerate(run.items)
     ]
     off_corpus: list[MethodResult] = []
-    if general and cartridges:
-        alone = [method for method in methods if method.name == NONE or method.name.startswith("cartridge")]
+    if general and (cartridges or adapters):
+        made = (NONE, CARTRIDGE, ADAPTER)
+        alone = [method for method in methods if method.name.startswith(made)]
         off_corpus, _ = run.table(alone, general)
     about = {
         "model_id": engine.model.identity.model_id,

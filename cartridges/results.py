@@ -14,7 +14,7 @@ from cartridges.run_folder import write_whole
 RESULTS = "results.json"
 # Names of methods; those of a size go on with "-" and the cartridge's label.
 NONE, TRUNCATED, FULL, DOCUMENT, UNTRAINED = "no_context", "truncated", "full_context", "document", "untrained"
-WINDOW, CARTRIDGE = "window_context", "cartridge"
+WINDOW, CARTRIDGE, ADAPTER = "window_context", "cartridge", "adapter"
 
 
 @dataclass(frozen=True)

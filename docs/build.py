@@ -55,11 +55,52 @@ def demo() -> str:
     return f"```text\n{(ROOT / 'docs' / 'results' / 'demo.txt').read_text().strip()}\n```"
 
 
+def transmute_table() -> str:
+    """Adapters beside a cartridge, a LoRA and reading everything, a table for each document."""
+    parts = []
+    measured = json.loads((ROOT / "docs" / "results" / "transmute.json").read_text())
+    for family, part in measured.items():
+        if "about" not in part:
+            continue
+        kinds, about = list(part["rows"][0]["scores"]), part["about"]
+        names = {"translation": "translation (chrF)"}
+        head = ["method", *(names.get(kind, kind.replace("_", " ")) for kind in kinds), "KL", "general"]
+        head += ["KV bytes", "weight bytes", "build s", "tokens/s"]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in part["rows"]:
+            label = row["label"].rpartition(", ")[0] if "weight_bytes" in row else row["label"]
+            cells = ["LoRA, trained" if label == "adapter lora" else label]
+            cells += [f"{row['scores'][kind]:.0%}" for kind in kinds] + [f"{row['kl_per_token']:.2f}"]
+            cells += ["" if row["general"] is None else f"{row['general']:.0%}", f"{row['kv_bytes']:,}"]
+            cells += [f"{row.get('weight_bytes', 0):,}", f"{row['build_s']:.0f}"]
+            cells += ["" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        num = part["rows"][0]["num"]
+        told = ", ".join(f"{num[kind]} {kind.replace('_', ' ')}" for kind in kinds)
+        intro = f"One {family} document of {about['num_tokens']} tokens, {about['num_conversations']} conversations; "
+        intro += f"questions: {told}. Adapters at cartridge bytes and the LoRA have rank {about['rank']}."
+        origin = f"`{part['command']}`, {part['hardware']}, {part['seconds']} s, commit {part['commit']}"
+        parts.append("\n".join([intro, "", *lines, "", origin]))
+    return "\n\n".join(parts)
+
+
+def transmute_memory() -> str:
+    """Peak memory of a process by the number of conversations."""
+    part = json.loads((ROOT / "docs" / "results" / "transmute.json").read_text())["memory"]
+    lines = ["| conversations | peak memory of the process | of it sums | seconds, one layer |", "|---|---|---|---|"]
+    for row in part["rows"]:
+        sizes = f"{row['peak_bytes'] / 1e6:,.0f} MB | {row['statistics_bytes'] / 1e6:.1f} MB"
+        lines.append(f"| {row['num_conversations']:,} | {sizes} | {row['seconds']:,.0f} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "pocket_table": pocket_table,
     "pocket_cells": pocket_cells,
     "pocket_demo": pocket_demo,
     "demo": demo,
+    "transmute_table": transmute_table,
+    "transmute_memory": transmute_memory,
 }
 
 

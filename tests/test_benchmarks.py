@@ -22,3 +22,14 @@ def test_pocket_training(tmp_path):
     }
     assert all(row["tokens_per_s"] > 0 for row in result["rows"])
     assert "training, tokens/s (median)" in done.stdout
+
+
+def test_transmute_memory(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, "benchmarks/transmute.py", "--quick", "--only", "memory", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads(out.read_text())["memory"]["rows"]
+    assert (small["num_conversations"], large["num_conversations"]) == (64, 128)
+    assert small["statistics_bytes"] == large["statistics_bytes"] > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from cartridges.adapting import applied
 from cartridges.cartridge import Cartridge
 from cartridges.corpus import Corpus
 from cartridges.engine.engine import Engine
@@ -16,6 +17,7 @@ from cartridges.evaluation import EvaluateConfig, Evaluation, evaluate
 from cartridges.initialization import InitializeConfig, initialize
 from cartridges.intervals import Z
 from cartridges.questions import Item
+from tests.adapters import random_adapter
 from tests.architectures import tiny
 from tests.engine.judges import judge_generate, judge_logprobs
 
@@ -308,3 +310,33 @@ def test_a_cartridge_of_another_model_is_refused(engine, tiny_tokenizer):
 def test_a_question_beyond_the_window_is_told(engine):
     with pytest.raises(InputError, match="expected at most 1024, the window of tiny-qwen3"):
         evaluate(engine, CORPUS, [Item("Why? " * 1000, "")], {}, SHORT)
+
+
+def test_adapters_are_methods_beside_the_others(model, engine, cartridge):
+    other, nothing = random_adapter(model, bias=True), random_adapter(model)
+    for patch in nothing.patches:
+        patch.delta.zero_()
+    adapters = {"other": other, "nothing": nothing.sealed()}
+    general = [Item("What is two and two?", "four", ("four",))]
+    found = evaluate(engine, CORPUS, ITEMS, {"40": cartridge}, SHORT, general, adapters)
+    none, same, changed = (found.row(name) for name in ("no_context", "adapter-nothing", "adapter-other"))
+    assert same.kl_per_token == pytest.approx(none.kl_per_token, abs=1e-6)
+    assert changed.label == f"adapter other, {2 * other.num_numbers / 1e6:.3g} MB of weights"
+    assert [reply.replies["adapter-nothing"] for reply in found.replies] == [
+        reply.replies["no_context"] for reply in found.replies
+    ]
+    total, num = 0.0, 0
+    for item, reply in zip(ITEMS, found.replies, strict=True):
+        full = engine.generate([request(model, item.question, CORPUS.text)])[0]
+        assert full.text == reply.replies[found.reference]
+        reading, alone = request(model, item.question, CORPUS.text), request(model, item.question)
+        num_new = len(full.token_ids)
+        teacher = judge_logprobs(model, reading, full.token_ids)[-num_new - 1 : -1]
+        with applied(model, other):
+            student = judge_logprobs(model, alone, full.token_ids)[-num_new - 1 : -1]
+        total += float((teacher.exp() * (teacher - student)).sum())
+        num += num_new
+    assert changed.kl_per_token == pytest.approx(total / num, abs=1e-3)
+    off = [row.method for row in found.off_corpus]
+    assert off == ["no_context", "cartridge-40", "adapter-other", "adapter-nothing"]
+    assert not any(module._forward_hooks for module in model.hf.modules())

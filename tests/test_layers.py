@@ -28,8 +28,8 @@ LAYERS: list[tuple[str, list[str]]] = [
         [
             *(
                 f"cartridges.{name}"
-                for name in "corpus chunking seeds template conversation dataset cartridge results questions find "
-                "ledger".split()
+                for name in "corpus chunking seeds template conversation dataset cartridge adapter results questions "
+                "find ledger".split()
             ),
             "cartridges.pocket",
             "cartridges.pocket.*",
@@ -38,7 +38,10 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "model",
         [
-            *(f"cartridges.{name}" for name in "model attention losses packing compose".split()),
+            *(
+                f"cartridges.{name}"
+                for name in "model attention losses packing compose mlp adapting lora moments".split()
+            ),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
         ],
     ),
@@ -49,7 +52,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "initialization recipe preflight rows synthesis self_study study_plan filters training "
-                "evaluation report building verdict report_figures report_page report_table".split()
+                "evaluation report building verdict report_figures report_page report_table pairs transmutation".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
         ],
@@ -173,7 +176,7 @@ def test_imports_never_go_in_a_circle():
             f"cartridges.{name}"
             for name in "cli config log corpus chunking seeds template conversation dataset".split()
         ),
-        *(f"cartridges.{name}" for name in "cartridge results questions find ledger report".split()),
+        *(f"cartridges.{name}" for name in "cartridge adapter results questions find ledger report".split()),
     ],
 )
 def test_import_is_free_of_torch(name):

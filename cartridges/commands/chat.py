@@ -13,6 +13,7 @@ from cartridges.errors import CartridgesError, InputError
 
 if TYPE_CHECKING:
     from cartridges.cartridge import Cartridge
+    from cartridges.commands.weights import Weights
     from cartridges.engine.engine import Engine
     from cartridges.engine.request import Event
     from cartridges.template import Message
@@ -27,6 +28,7 @@ HELP = (
 @click.argument("cartridge", required=False, metavar="CARTRIDGE[+CARTRIDGE]...")
 @click.argument("question", nargs=-1)
 @click.option("--with", "others", multiple=True, help="One more cartridge; may be repeated.")
+@click.option("--adapter", type=click.Path(path_type=Path), multiple=True, help="Change the weights instead.")
 @click.option("--docs", type=click.Path(path_type=Path), multiple=True, help="The documents, for /full.")
 @click.option("--model", help="pocket, a folder, or a Hugging Face name; that of the cartridge by default.")
 @click.option("--slots", type=int, help="Which size, where a build made several.")
@@ -38,6 +40,7 @@ def command(
     cartridge: str | None,
     question: tuple[str, ...],
     others: tuple[str, ...],
+    adapter: tuple[Path, ...],
     docs: tuple[Path, ...],
     model: str | None,
     slots: int | None,
@@ -50,11 +53,22 @@ def command(
 
     Questions see what was said before; /new starts again.
     """
-    if cartridge is None and url is None:
+    if adapter and url is not None:
+        raise InputError(f"given --adapter {adapter[0]} and --url, expected one; a server has its own")
+    if adapter and cartridge is not None:  # what stands there is the question
+        cartridge, question = None, (cartridge, *question)
+    if cartridge is None and url is None and not adapter:
         raise click.UsageError("Missing argument 'CARTRIDGE'")
     given = [*(parts_of(cartridge) if cartridge else ()), *others]
     if url is not None:
         voice: Voice = Remote(url, given, docs, max_new_tokens, model or "", read_key(api_key_file))
+    elif adapter:
+        if given:
+            raise InputError(f"given --adapter {adapter[0]} and --with, expected one; cartridges fit the model alone")
+        from cartridges.commands.weights import Weights
+
+        weights = Weights.load(adapter, model, device)
+        voice = Local(weights.engine(), docs, max_new_tokens, weights=weights)
     else:
         voice = Local.load(given, slots, docs, max_new_tokens, model, device)
     talk = Talk(voice)
@@ -190,8 +204,17 @@ def documents(docs: Sequence[Path], folders: "Sequence[tuple[Path, str]]" = ()) 
 class Local:
     """The engine of this process. Cartridges are folders, or names of folders beside one that is on."""
 
-    def __init__(self, engine: "Engine", docs: Sequence[Path], max_new_tokens: int, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        docs: Sequence[Path],
+        max_new_tokens: int,
+        slots: int | None = None,
+        weights: "Weights | None" = None,
+    ) -> None:
+        """`weights` are of adapters that are merged into the engine's model."""
         self.engine, self.docs, self.max_new_tokens, self.slots = engine, docs, max_new_tokens, slots
+        self.weights = weights
         self.on: dict[str, tuple[Path, Cartridge]] = {}
         self.said: list[tuple[list[Message], list[int], list[int]]] = []  # messages, their ids, the reply's
 
@@ -226,6 +249,8 @@ class Local:
 
     @property
     def told(self) -> str:
+        if self.weights and not self.on:
+            return f"{self.engine.model.identity.model_id}, changed by an adapter"
         names = " + ".join(self.on) or "no cartridge"
         return f"{names}: {self.cartridge.num_slots if self.cartridge else 0} slots"
 
@@ -278,12 +303,19 @@ class Local:
 
     def say_full(self, turns: "Sequence[Message]", question: str) -> Iterator[str]:
         told = [(folder, cartridge.manifest.corpus_digest) for folder, cartridge in self.on.values()]
+        told += self.weights.sources if self.weights else []
         text, chat = documents(self.docs, told), self.engine.model.chat
-        ids = chat.prompt(with_question(turns, question, text))
-        return self._stream(ids, len(chat.system_prefix(text)), None, lambda reply: None)
+        ids, shared_len = chat.prompt(with_question(turns, question, text)), len(chat.system_prefix(text))
+        if self.weights is None:
+            return self._stream(ids, shared_len, None)
+        return self.weights.plainly(lambda plain: Local(plain, (), self.max_new_tokens)._stream(ids, shared_len, None))
 
     def _stream(
-        self, ids: list[int], shared: int, cartridge: "Cartridge | None", keep: "Callable[[list[int]], None]"
+        self,
+        ids: list[int],
+        shared: int,
+        cartridge: "Cartridge | None",
+        keep: "Callable[[list[int]], None]" = lambda reply: None,
     ) -> Iterator[str]:
         from cartridges.engine.request import Request
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @click.command()
 @click.argument("cartridges", nargs=-1, metavar="[[NAME=]CARTRIDGE]... [KEY=VALUE]... [-- VLLM ARGUMENTS]")
+@click.option("--adapter", type=click.Path(path_type=Path), multiple=True, help="Serve the model with it merged in.")
 @click.option("--model", help="pocket, a folder, or a Hugging Face name; that of the cartridges by default.")
 @click.option("--slots", type=int, help="Which size, where a build made several.")
 @click.option("--host", help="Address to listen at; 127.0.0.1 by default, which only this machine reaches.")
@@ -33,6 +35,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML of configuration fields.")
 def command(
     cartridges: tuple[str, ...],
+    adapter: tuple[Path, ...],
     model: str | None,
     slots: int | None,
     host: str | None,
@@ -61,19 +64,46 @@ def command(
     for folder in roots:
         if not folder.is_dir():
             raise InputError(f"given --allow {folder}, expected a folder")
-    if not folders and model is None:
+    if folders and adapter:
+        raise InputError(f"given --adapter {adapter[0]} and cartridges, which fit the model alone; serve them apart")
+    if not folders and model is None and not adapter:
         raise InputError("given nothing to serve, expected a cartridge's folder, or --model NAME")
     if config.host not in LOOPBACK and not keys.api:
         click.echo(f"warning: {config.host} is reached from elsewhere and no --api-key-file is given", err=True)
     if engine == "vllm":
         from cartridges.serving.launch import serve_vllm
 
+        if adapter:
+            return serve_lora(adapter, model, config.host, config.port, extra, keys.api)
         return serve_vllm(model or _model_of(folders), folders, config.host, config.port, extra, roots, keys.api)
     if extra:
         raise InputError(f"given {' '.join(extra)!r} behind --, which is for --engine vllm")
     _check_fit(folders)
-    _serve_own(folders, model, device, config, keys, roots)
+    _serve_own(folders, adapter, model, device, config, keys, roots)
     return None
+
+
+def serve_lora(
+    folders: Sequence[Path], model: str | None, host: str, port: int, extra: Sequence[str], api_keys: Sequence[str]
+) -> int:
+    """Stock vLLM with the adapters as one LoRA, under their name. Raises InputError for one with output biases."""
+    from cartridges.adapter import ThoughtAdapter, combined
+    from cartridges.lora import export_lora
+    from cartridges.model import load_for
+    from cartridges.serving.launch import lora_arguments, serve_vllm
+
+    adapter = combined([ThoughtAdapter.load(folder) for folder in folders])
+    used = load_for(adapter.manifest.model, model, "cpu")
+    with tempfile.TemporaryDirectory(prefix="lora-") as folder:
+        report = export_lora(adapter, used, Path(folder))
+        arguments = lora_arguments(adapter_name(folders, adapter.manifest.name), Path(folder), report)
+        source = model or adapter.manifest.model.model_id
+        return serve_vllm(source, [], host, port, [*arguments, *extra], api_keys=api_keys)
+
+
+def adapter_name(folders: Sequence[Path], name: str) -> str:
+    """What the adapted model is called: the adapters' own name, or that of their folders."""
+    return name or "+".join(name_of(folder) for folder in folders)
 
 
 def split_extra(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -126,6 +156,7 @@ def _check_fit(folders: Sequence[tuple[str, Path]]) -> None:
 
 def _serve_own(
     folders: Sequence[tuple[str, Path]],
+    adapters: Sequence[Path],
     model: str | None,
     device: str,
     config: "ServeConfig",
@@ -141,7 +172,14 @@ def _serve_own(
     from cartridges.engine.engine import Engine
     from cartridges.model import POCKET, load_for, load_model
 
-    if folders:
+    if adapters:
+        from cartridges.commands.weights import Weights
+
+        merged = Weights.load(adapters, model, device).merged
+        used = merged.model
+        called = adapter_name(adapters, merged.adapter.manifest.name)
+        used.identity = used.identity.model_copy(update={"model_id": called})
+    elif folders:
         used = load_for(Manifest.read(folders[0][1]).model, model, device)
     else:
         used = load_model(model or POCKET, device)

@@ -27,12 +27,14 @@ from transformers import AutoConfig
 
 from cartridges.cartridge import ModelIdentity
 from cartridges.errors import CartridgesError, InputError
+from cartridges.lora import LoraReport
 from cartridges.model import POCKET, load_model
 from cartridges.pocket import WEIGHTS
 from cartridges.serving.catalogue import Catalogue
 
 STARTUP_S = 3600.0  # large models take long to download and to load
 POLL_S = 0.25
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told
 DRAIN_S = 30  # for running requests to finish after SIGTERM
 NUM_LINES_KEPT = 400
 ERROR_LINE = re.compile(r"(?:^|\s)((?:(?:\w+\.)*\w+(?:Error|Exception)|error): .+)$")
@@ -74,6 +76,19 @@ def serve_vllm(
     print(f"starting {shlex.join(command)}", file=sys.stderr, flush=True)
     url = f"http://{EVERYWHERE.get(host, f'[{host}]' if ':' in host else host)}:{port}"
     return supervise(command, environment, url, [name for name, _ in cartridges], startup_s)
+
+
+def lora_arguments(name: str, folder: Path, report: LoraReport) -> list[str]:
+    """VLLM's own options for a LoRA that is served as `name`. Raises InputError for what vLLM does not load."""
+    if report.has_bias:
+        raise InputError(
+            f"the adapter {name} has output biases, which vLLM's LoRA does not know; transmute with method=down, or "
+            "serve it with --engine own"
+        )
+    size = next((rank for rank in LORA_RANKS if rank >= report.rank), None)
+    if size is None:
+        raise InputError(f"the adapter {name} has rank {report.rank}, expected at most {LORA_RANKS[-1]}; give rank=64")
+    return ["--enable-lora", "--lora-modules", f"{name}={folder}", "--max-lora-rank", str(size)]
 
 
 def identity_of(model: str) -> ModelIdentity:
