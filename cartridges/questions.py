@@ -5,15 +5,13 @@ A line is `{"question": ..., "answer": ...}`, and optionally `gold` (a text or a
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cartridges.errors import InputError, unknown_name
+from cartridges.scores import RULES
 
 
 @dataclass(frozen=True)
@@ -28,51 +26,8 @@ class Item:
     kind: str = "question"
 
     def score(self, reply: str) -> float | None:
-        """1 for a right reply, 0 for a wrong one; None where nothing tells."""
+        """1 for a right reply, 0 for a wrong one, between them by some rules; None where nothing tells."""
         return float(RULES[self.match](reply, self.golds)) if self.golds else None
-
-
-def normalized(text: str) -> str:
-    """Text without case, extra white space and the full stop at its end."""
-    return re.sub(r"\s+", " ", text).strip().strip(".").strip().lower()
-
-
-def holds(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether every gold text stands in the reply, as whole words."""
-    return all(
-        re.search(rf"(?<![a-z0-9_])(?<!\d[.,]){re.escape(normalized(gold))}(?![a-z0-9_])(?![.,]\d)", normalized(reply))
-        for gold in golds
-    )
-
-
-def equals(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether the reply is one of the gold texts."""
-    return normalized(reply) in map(normalized, golds)
-
-
-def concludes(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether what stands behind the reply's last "is" is one of the gold texts."""
-    return equals(re.split(r"\bis\s", reply)[-1], golds)
-
-
-def is_record(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether the reply is JSON or YAML with just the keys and values of the gold record (JSON)."""
-    try:
-        given, wanted = yaml.safe_load(reply), json.loads(golds[0])
-    except (ValueError, yaml.YAMLError):
-        return False
-    records = [
-        {str(key): str(value) for key, value in part.items()} for part in (given, wanted) if isinstance(part, dict)
-    ]
-    return len(records) == 2 and records[0] == records[1]
-
-
-RULES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
-    "contains": holds,
-    "exact": equals,
-    "final": concludes,
-    "record": is_record,
-}
 
 
 def read_items(path: Path) -> list[Item]:

@@ -19,6 +19,7 @@ class TrainConfig(Config):
     objective: Literal["distill", "next_token", "text"] = Field(
         "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
     )
+    trained: Literal["both", "keys", "values"] = Field("both", description="which part of the slots; the rest stays")
     lr: float = Field(2e-2, gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

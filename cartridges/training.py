@@ -58,12 +58,14 @@ class Progress:
 class Slots:
     """The parameters: per layer the frozen and the trained part of keys and values."""
 
-    def __init__(self, cartridge: Cartridge, device: torch.device):
-        frozen = cartridge.num_frozen
+    def __init__(self, cartridge: Cartridge, device: torch.device, trained: str = "both"):
+        frozen, half = cartridge.num_frozen, len(cartridge.keys)
         self.cartridge = cartridge
         tensors = [tensor.float().to(device) for tensor in (*cartridge.keys, *cartridge.values)]
         self.frozen = [tensor[:, :frozen].clone() for tensor in tensors]
         self.trained = [torch.nn.Parameter(tensor[:, frozen:].clone()) for tensor in tensors]
+        for parameter in {"keys": self.trained[half:], "values": self.trained[:half]}.get(trained, []):
+            parameter.requires_grad_(False)
 
     def whole(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values [G, P, H] of every layer."""
@@ -100,7 +102,7 @@ class Run:
         self.plan = RowPlan.of(dataset, model, corpus, config)
         start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots)
         self.dataset_digest = dataset.digest if dataset else ""
-        self.slots = Slots(start, model.device)
+        self.slots = Slots(start, model.device, config.trained)
         betas = (config.beta1, config.beta2)
         self.optimizer = torch.optim.Adam(self.slots.trained, lr=config.lr, betas=betas)
         self.done = Progress()
@@ -251,6 +253,8 @@ class Run:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             made_with: dict[str, Any] = json.loads(state["made_with"])
             now = json.loads(json.dumps(self.made_with()))
+            newer = TrainConfig.resolve().model_dump(mode="json")  # fields that an older run did not have
+            made_with["config"] = {**newer, **made_with["config"]}
             differing = sorted(key for key in now if made_with.get(key) != now[key])
             if differing:
                 old, new = made_with.get("config", {}), now["config"]

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "corpus chunking seeds template conversation dataset cartridge adapter results questions "
-                "find ledger".split()
+                "find ledger scores".split()
             ),
             "cartridges.pocket",
             "cartridges.pocket.*",
@@ -55,6 +55,7 @@ LAYERS: list[tuple[str, list[str]]] = [
                 "evaluation report building verdict report_figures report_page report_table pairs transmutation".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
+            *("cartridges.evals", "cartridges.evals.*"),
         ],
     ),
     (

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from cartridges.pocket.questions import Question
     from cartridges.pocket.world import Context
 
-MAX_DRAWS = 40  # for each question; a draw may find nothing to ask, or what was asked before
-
 
 @click.command()
 @click.option("--family", default="ward", show_default=True, help="ward, firm, code, tongue or haystack.")
@@ -30,6 +28,7 @@ def command(
 ) -> None:
     """Print documents of the generated world, and questions of every kind with their answers."""
     from cartridges.pocket.families import make_context
+    from cartridges.pocket.items import draw_questions
 
     wanted = parse_kinds(kinds)
     if out is not None:
@@ -46,29 +45,6 @@ def command(
     if short:
         told = ", ".join(f"{kind} {num} of {questions}" for kind, num in short.items())
         click.echo(f"note: there is less to ask of some kinds: {told}", err=True)
-
-
-def draw_questions(
-    context: "Context", key: tuple[object, ...], num_each: int, kinds: list[str]
-) -> tuple[list["Question"], dict[str, int]]:
-    """Different questions, `num_each` of every kind, and how many there are of the kinds that have fewer."""
-    from cartridges.pocket.questions import draw
-    from cartridges.rng import rng_of
-
-    asked: list[Question] = []
-    short: dict[str, int] = {}
-    for kind in kinds:
-        rng = rng_of("world", *key, kind)
-        found: dict[str, Question] = {}
-        for _ in range(MAX_DRAWS * num_each):
-            if len(found) == num_each:
-                break
-            if question := draw(rng, context, kind):
-                found.setdefault(question.text, question)
-        asked += found.values()
-        if len(found) < num_each:
-            short[kind] = len(found)
-    return asked, short
 
 
 def parse_kinds(kinds: str | None) -> list[str]:

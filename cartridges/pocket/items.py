@@ -2,11 +2,13 @@
 
 import json
 
-from cartridges.pocket.questions import Question
+from cartridges.pocket.questions import Question, draw
 from cartridges.pocket.world import Context
 from cartridges.questions import Item
+from cartridges.rng import rng_of
 
 # Kinds whose answers are free text have no golds here; `pocket.scoring` knows more about them.
+MAX_DRAWS = 40  # for each question; a draw may find nothing to ask, or what was asked before
 FREE = ("summary", "creative", "translation", "unknown")
 
 
@@ -30,3 +32,23 @@ def item_of(question: Question, context: Context | None = None, paths: list[str]
         ]
         document = holding[0] if len(holding) == 1 else ""
     return Item(question.text, question.answer, tuple(golds), match, document, question.kind)
+
+
+def draw_questions(
+    context: Context, key: tuple[object, ...], num_each: int, kinds: list[str]
+) -> tuple[list[Question], dict[str, int]]:
+    """Different questions, `num_each` of every kind, and how many there are of the kinds that have fewer."""
+    asked: list[Question] = []
+    short: dict[str, int] = {}
+    for kind in kinds:
+        rng = rng_of("world", *key, kind)
+        found: dict[str, Question] = {}
+        for _ in range(MAX_DRAWS * num_each):
+            if len(found) == num_each:
+                break
+            if question := draw(rng, context, kind):
+                found.setdefault(question.text, question)
+        asked += found.values()
+        if len(found) < num_each:
+            short[kind] = len(found)
+    return asked, short

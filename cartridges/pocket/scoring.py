@@ -6,25 +6,11 @@ claim by claim against what the document tells; translations get chrF (Popovic 2
 
 import json
 import re
-from functools import cache
-from typing import TYPE_CHECKING
 
 import yaml
 
 from cartridges.pocket.questions import NOT_KNOWN, Question
-
-if TYPE_CHECKING:
-    from sacrebleu.metrics.chrf import CHRF
-
-
-def normalized(text: str) -> str:
-    """Text without case, extra white space and full stop."""
-    return re.sub(r"\s+", " ", text).strip().strip(".").strip().lower()
-
-
-def final_value(reply: str) -> str:
-    """What a reply concludes: the text behind its last "is"."""
-    return re.split(r"\bis\s", reply)[-1]
+from cartridges.scores import final_value, normalized, translates
 
 
 def score_unknown(question: Question, reply: str) -> bool:
@@ -77,17 +63,9 @@ def score_creative(question: Question, reply: str) -> bool:
     return len(reply.strip().splitlines()) >= 2 and subject in reply and any(claim in reply for claim in told)
 
 
-@cache
-def chrf() -> "CHRF":
-    """The scorer of translations, made once."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
-
-
 def score_translation(question: Question, reply: str) -> float:
     """The sentence's chrF, in [0, 1]."""
-    return chrf().sentence_score(normalized(final_value(reply)), [normalized(question.gold[0])]).score / 100
+    return translates(reply, question.gold[:1])
 
 
 RULES = {

@@ -1,0 +1,1 @@
+"""Benchmarks: tasks times methods, and the claims about cartridges measured with them."""

@@ -1,0 +1,70 @@
+"""Claim a: self-study matches the full context at a fraction of its bytes; all methods at equal bytes."""
+
+from cartridges.errors import InputError
+from cartridges.evals.finding import Check, Finding, point
+from cartridges.evals.lab import Lab
+from cartridges.evals.method import METHODS
+
+SIZED = {
+    "cartridge": "cartridge",
+    "untrained": "first tokens as slots, untrained",
+    "truncated": "truncated context",
+    "summary": "summary by the model",
+    "bm25": "retrieval, BM25",
+    "embeddings": "retrieval, own embeddings",
+    "attention_matching": "attention matching",
+    "eviction": "eviction by attention",
+}
+ONCE = {"next_token": "next-token on conversations", "raw_text": "next-token on raw text", "lora": "LoRA"}
+TARGETS = {20: 0.97, 50: 0.93, 100: 0.85}
+TITLE = "Self-study matches the full context with far fewer bytes"
+PUBLISHED = (
+    "arXiv 2506.06266: the quality of full context with 38.6x less memory on average; attention matching "
+    "(2602.16284) 62-65 on QuALITY at 2%, trained 59.9, full 71.5"
+)
+
+
+def capacity(lab: Lab) -> Finding:
+    """Accuracy against bytes on ward look-ups of the test split."""
+    finding = Finding("capacity", TITLE, PUBLISHED, x_label="times fewer bytes than the full context", log_x=True)
+    task = lab.task()
+    full = lab.run(task, "full_context", "full context", lab.num_tokens(task.corpus))
+    none = lab.run(task, "no_context", "no context", 0)
+    oracle = lab.run(task, "document", "the right document", 0)
+    finding.rows += [record.row(full) for record in (full, oracle, none)]
+    missing = [name for name in SIZED if name not in METHODS]
+    if missing:
+        finding.notes.append(f"not in this build, and so not measured: {', '.join(missing)}")
+    for factor in lab.config.factors:
+        num_slots = lab.slots_for(task.corpus, factor)
+        at_twenty = factor == 20 or len(lab.config.factors) == 1
+        methods = {**SIZED, **ONCE} if at_twenty else SIZED
+        for name, label in methods.items():
+            if name in missing:
+                continue
+            try:
+                record = lab.run(task, name, f"{label}, {factor}x", num_slots)
+            except InputError as error:
+                finding.notes.append(f"{label} at {factor}x: {error}")
+                continue
+            row = {**record.row(full), "factor": factor}
+            finding.rows.append(row)
+            finding.curves.setdefault(label, []).append(point(factor, row))
+            if name == "cartridge" and factor in TARGETS:
+                of = row["ratio"]
+                finding.checks.append(Check(f"cartridge over full context at {factor}x", TARGETS[factor], of and of[0]))
+    add_lead(finding)
+    finding.about = {"task": task.name, "num_tokens": lab.num_tokens(task.corpus), "num_items": len(task.items)}
+    return finding
+
+
+def add_lead(finding: Finding) -> None:
+    """The cartridge against the best other method of each size from 20x on."""
+    for factor in sorted({row["factor"] for row in finding.rows if row.get("factor", 0) >= 20}):
+        rows = [row for row in finding.rows if row.get("factor") == factor]
+        ours = next((row for row in rows if row["method"].startswith("cartridge")), None)
+        others = [row for row in rows if row is not ours]
+        if ours and others:
+            best = max(others, key=lambda row: row["accuracy"])
+            lead = round(ours["accuracy"] - best["accuracy"], 4)
+            finding.checks.append(Check(f"cartridge minus the best other at {factor}x ({best['label']})", 0.0, lead))

@@ -1,0 +1,100 @@
+"""Claim e: cartridges trained apart, together: as they are, with one sink, and with keys turned to their old distance.
+
+Shapes: G key/value heads, P slots, H head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from cartridges.cartridge import Cartridge
+from cartridges.compose import compose
+from cartridges.corpus import Corpus
+from cartridges.evals.finding import Check, Finding, point
+from cartridges.evals.lab import Lab
+from cartridges.evals.record import Answer, Record
+from cartridges.evals.task import Task
+
+TITLE = "Cartridges trained apart, put together"
+PUBLISHED = (
+    "arXiv 2506.06266: two trained apart can be concatenated; 2606.04557: 20 stacked as they are 26.0 (no context "
+    "37.5), trained beside others 77.8 (oracle 79.0); 2608.30647: one sink recovers about half"
+)
+ONE_SINK, TURNED, AS_THEY_ARE, ALONE = "one sink", "one sink, keys turned", "as they are", "each alone"
+
+
+def stacked(parts: Sequence[Cartridge], one_sink: bool) -> Cartridge:
+    """The slots of all parts behind each other with their keys untouched; without the sinks of all but the first."""
+    skipped = [part.num_frozen if one_sink and number else 0 for number, part in enumerate(parts)]
+
+    def joined(name: str, layer: int) -> torch.Tensor:
+        pairs = zip(parts, skipped, strict=True)
+        return torch.cat([getattr(part, name)[layer][:, skip:] for part, skip in pairs], 1)
+
+    num_layers = len(parts[0].keys)
+    keys, values = ([joined(name, layer) for layer in range(num_layers)] for name in ("keys", "values"))
+    manifest = parts[0].manifest.model_copy(
+        update={"num_slots": keys[0].shape[1], "name": "stacked", "digest": "", "parents": [p.digest for p in parts]}
+    )
+    return Cartridge(keys, values, manifest).sealed()
+
+
+def each_alone(lab: Lab, task: Task, parts: Sequence[Cartridge]) -> Record:
+    """Each question asked of the cartridge of its own document, as one record."""
+    found: list[Answer] = []
+    label, stamp = f"{len(parts)} documents, {ALONE}", {}
+    for document, part in zip(task.corpus, parts, strict=True):
+        numbers = [number for number, item in enumerate(task.items) if item.document == document.path]
+        if not numbers:
+            continue
+        own = Task(f"{task.name}-{document.path}", Corpus([document]), tuple(task.items[n] for n in numbers))
+        record = lab.measure(own, lab.answers(part), "alone", label)
+        found += [replace(answer, item=numbers[answer.item]) for answer in record.answers]
+        stamp = {**record.stamp, "task_digest": task.digest, "method": f"alone-{len(parts)}"}
+    slots = max(part.num_slots for part in parts)
+    return Record(stamp, sorted(found, key=lambda a: a.item), label, slots, lab.model.kv_bytes(slots))
+
+
+def composition(lab: Lab) -> Finding:
+    """One cartridge a document, each 10 times smaller; questions about all documents with all of them loaded."""
+    finding = Finding("composition", TITLE, PUBLISHED, x_label="cartridges together")
+    most = max(lab.config.num_composed)
+    share = max(120, lab.config.num_tokens // 4)
+    whole = lab.task(num_tokens=most * share, num_documents=most)
+    documents = list(whole.corpus)
+    made = []
+    for document in documents:
+        corpus = Corpus([document])
+        data = lab.study(corpus, num_conversations=max(64, lab.config.num_conversations // 2))
+        made.append(lab.train(data, corpus, lab.slots_for(corpus, 10), max_steps=max(3, lab.config.steps // 2)))
+    for num in lab.config.num_composed:
+        paths = [document.path for document in documents[:num]]
+        items = tuple(replace(item) for item in whole.items if item.document in paths)
+        task = Task(f"{whole.name}-first{num}", Corpus(documents[:num]), items)
+        parts = made[:num]
+        forms = {
+            TURNED: compose(parts, lab.model),
+            ONE_SINK: stacked(parts, one_sink=True),
+            AS_THEY_ARE: stacked(parts, one_sink=False),
+        }
+        oracle = lab.run(task, "document", "the right document", 0)
+        alone = each_alone(lab, task, parts)
+        records = {ALONE: alone}
+        for label, cartridge in forms.items():
+            name = f"{label.replace(' ', '-').replace(',', '')}-{num}"
+            records[label] = lab.measure(task, lab.answers(cartridge), name, f"{num} together, {label}")
+        finding.rows.append({**oracle.row(), "num_together": num})
+        for label, record in records.items():
+            row = {**record.row(alone), "num_together": num}
+            finding.rows.append(row)
+            finding.curves.setdefault(label, []).append(point(num, row))
+        if num == most:
+            lead = records[TURNED].accuracy - records[AS_THEY_ARE].accuracy
+            finding.checks.append(Check(f"{num} together, keys turned minus as they are", 0.0, round(lead, 4)))
+    finding.notes.append(
+        "all are trained alone; the bytes of each are a tenth of its document's. What training beside others does is "
+        "not measured here"
+    )
+    finding.about = {"documents": len(documents), "slots": [cartridge.num_slots for cartridge in made]}
+    return finding

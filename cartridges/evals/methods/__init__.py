@@ -1,0 +1,1 @@
+"""Methods, one family a file: functions from a workshop to something that answers."""

@@ -1,0 +1,49 @@
+"""Methods with slots: trained by distillation, on the conversations' tokens or on the corpus' text; and untrained."""
+
+from cartridges.evals.method import Answerer, Workshop
+from cartridges.initialization import initialize
+from cartridges.recipe import TrainConfig
+from cartridges.training import train
+
+
+def cartridge(workshop: Workshop) -> Answerer:
+    """Self-study by context distillation (arXiv 2506.06266, section 4)."""
+    return trained(workshop, "distill")
+
+
+def next_token(workshop: Workshop) -> Answerer:
+    """The same conversations with hard labels: cross-entropy of their own tokens."""
+    return trained(workshop, "next_token")
+
+
+def raw_text(workshop: Workshop) -> Answerer:
+    """Next-token training on the corpus itself, for as many steps as the others."""
+    return trained(workshop, "text")
+
+
+def untrained(workshop: Workshop) -> Answerer:
+    """The slots as they are initialised from the corpus' first tokens: a truncated context, as keys and values."""
+    return Answerer(
+        cartridge=initialize(
+            workshop.engine.model,
+            workshop.corpus,
+            workshop.num_slots,
+            TrainConfig.resolve().initialize,
+            workshop.train.frozen_slots,
+        )
+    )
+
+
+def trained(workshop: Workshop, objective: str) -> Answerer:
+    """Slots trained for an objective, in a run folder of their own."""
+    config = TrainConfig.resolve(
+        values={**workshop.train.model_dump(), "slots": workshop.num_slots, "objective": objective}
+    )
+    dataset = None if objective == "text" else workshop.study()
+    folder = workshop.folder / f"{objective}-{workshop.num_slots}"
+    made = train(dataset, workshop.engine.model, workshop.corpus, config, folder, name=f"{objective}-{config.slots}")
+    seconds = float(made.manifest.metrics["seconds"])
+    if dataset is not None:
+        told = dataset.manifest.get("seconds", {})
+        seconds += sum(told.values()) if isinstance(told, dict) else float(told)
+    return Answerer(cartridge=made, build_s=seconds)

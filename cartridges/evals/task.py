@@ -1,0 +1,90 @@
+"""A task: documents, questions with known answers and how they are asked. It never touches a model.
+
+`TASKS` names the loaders, as "module:function"; a loader takes keyword options and gives a Task. `task_named` is the
+way in, and `own_tasks` takes loaders that are not part of this package.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from cartridges.corpus import Corpus
+from cartridges.errors import InputError, unknown_name
+from cartridges.questions import RULES, Item
+
+Loader = Callable[..., "Task"]
+
+TASKS: dict[str, str] = {
+    "pocket": "cartridges.evals.tasks.pocket:pocket_task",
+    "pocket_general": "cartridges.evals.tasks.pocket:general_task",
+    "longhealth": "cartridges.evals.tasks.longhealth:longhealth_task",
+    "mtob": "cartridges.evals.tasks.mtob:mtob_task",
+    "qasper": "cartridges.evals.tasks.qasper:qasper_task",
+    "ruler": "cartridges.evals.tasks.ruler:ruler_task",
+}
+own_tasks: dict[str, Loader] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions about a corpus. `metric` says in words what the mean of the scores is; `published` what others got."""
+
+    name: str
+    corpus: Corpus
+    items: tuple[Item, ...]
+    metric: str = "accuracy"
+    max_new_tokens: int = 160
+    published: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be measured. Raises InputError."""
+        if not self.items:
+            raise InputError(f"the task {self.name} has no items, expected at least one; a metric on none is no number")
+        documents = {document.path for document in self.corpus} | {""}
+        for number, item in enumerate(self.items):
+            where = f"the task {self.name}, item {number}"
+            if not item.question.strip():
+                raise InputError(f"{where} has no question, expected a text")
+            if not item.golds:
+                raise InputError(f"{where} has no gold answer, expected one: nothing scores {item.question[:60]!r}")
+            if item.match not in RULES:
+                raise InputError(f"{where}: {unknown_name('match', item.match, RULES)}")
+            if item.document not in documents:
+                raise InputError(f"{where}: {unknown_name('document', item.document, documents - {''})}")
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of documents and items, in hex."""
+        told = json.dumps([self.corpus.digest, [asdict(item) for item in self.items], self.max_new_tokens])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def only(self, *kinds: str) -> "Task":
+        """The same with items of these kinds alone. Raises InputError where there are none."""
+        items = tuple(item for item in self.items if item.kind in kinds)
+        return Task(self.name, self.corpus, items, self.metric, self.max_new_tokens, self.published)
+
+
+def task_named(name: str, **options: Any) -> Task:
+    """The task of that name. Raises InputError for an unknown name or option, and what its loader raises."""
+    known = {**TASKS, **own_tasks}
+    if name not in known:
+        raise InputError(unknown_name("task", name, known))
+    loader = loaded(known[name])
+    accepted = inspect.signature(loader).parameters
+    for option in options:
+        if option not in accepted:
+            raise InputError(f"the task {name}: {unknown_name('option', option, accepted)}")
+    return loader(**options)
+
+
+def loaded(place: Any) -> Any:
+    """What "module:name" stands for; anything else as it is."""
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
