@@ -92,6 +92,11 @@ def transmute_memory() -> str:
         sizes = f"{row['peak_bytes'] / 1e6:,.0f} MB | {row['statistics_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {row['num_conversations']:,} | {sizes} | {row['seconds']:,.0f} |")
     return "\n".join(lines)
+def claims() -> str:
+    """All claims, from the files that `cartridges claims` wrote."""
+    from cartridges.evals.claims_page import claims_region
+
+    return claims_region(ROOT / "docs" / "results" / "claims")
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -101,6 +106,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "transmute_table": transmute_table,
     "transmute_memory": transmute_memory,
+    "claims": claims,
 }
 
 

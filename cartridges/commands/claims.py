@@ -36,9 +36,6 @@ def command(overrides: tuple[str, ...], names: tuple[str, ...], preset: str, out
     for finding in findings:
         click.echo(f"\n{finding.title} ({finding.seconds:,.0f} s)")
         for check in finding.checks:
-            sign = "at least" if check.at_least else "at most"
             here = "-" if check.measured is None else f"{check.measured:.2f}"
-            click.echo(
-                f"  {'holds' if check.holds else 'FAILS':<6} {check.what}: {here}, expected {sign} {check.target:.2f}"
-            )
+            click.echo(f"  {'holds' if check.holds else 'FAILS':<6} {check.what}: {here}, expected {check.expected}")
     click.echo(f"\nThe page is {out / 'claims.md'}, its figures are in {out / 'results' / 'claims'}")

@@ -68,10 +68,9 @@ def section(finding: Finding, folder_name: str) -> str:
     if finding.checks:
         lines += ["| measured | expected | here | |", "|---|---|---|---|"]
         for check in finding.checks:
-            sign = "at least" if check.at_least else "at most"
             here = DASH if check.measured is None else f"{check.measured:.2f}"
             verdict = "holds" if check.holds else "**does not hold**"
-            lines.append(f"| {check.what} | {sign} {check.target:.2f} | {here} | {verdict} |")
+            lines.append(f"| {check.what} | {check.expected} | {here} | {verdict} |")
         lines.append("")
     if finding.curves:
         lines += [f"![{finding.title}](results/{folder_name}/{finding.name}.png)", ""]

@@ -12,7 +12,7 @@ from cartridges.run_folder import write_whole
 
 @dataclass(frozen=True)
 class Check:
-    """A target and what was measured; both are numbers of the unit that `what` says."""
+    """A target and what was measured; both are numbers of the unit that `what` says. A lead has to be above 0."""
 
     what: str
     target: float
@@ -23,7 +23,16 @@ class Check:
     def holds(self) -> bool:
         if self.measured is None:
             return False
-        return self.measured >= self.target if self.at_least else self.measured <= self.target
+        if not self.at_least:
+            return self.measured <= self.target
+        return self.measured >= self.target and self.measured > 0
+
+    @property
+    def expected(self) -> str:
+        """The target in words."""
+        if self.at_least and not self.target:
+            return "above 0"
+        return f"{'at least' if self.at_least else 'at most'} {self.target:.2f}"
 
 
 @dataclass

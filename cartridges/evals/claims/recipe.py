@@ -32,7 +32,6 @@ def recipe(lab: Lab) -> Finding:
         "values only": {"trained": "values"},
         "keys only": {"trained": "keys"},
         "learning rate 0.02": {"lr": 0.02},
-        "learning rate 0.06": {"lr": 0.06},
         "learning rate 0.6": {"lr": 0.6},
     }
     base = None

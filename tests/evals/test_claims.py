@@ -1,0 +1,104 @@
+"""Claims: findings round-trip, name their failures, and are never of two commits; the page is made of them alone."""
+
+import json
+import re
+
+import pytest
+
+from cartridges.errors import ConfigError, FormatError, InputError
+from cartridges.evals import lab as lab_module
+from cartridges.evals.claiming import CLAIMS, check_names, measure_claims
+from cartridges.evals.claims_page import ORDER, claims_region, load_all, write_page
+from cartridges.evals.finding import Check, Finding
+from cartridges.evals.lab import ClaimsConfig, Lab
+from cartridges.evals.task import loaded
+
+ROW = {"label": "full context", "accuracy": 0.8, "ci95": [0.7, 0.9], "num": 80, "kv_bytes": 3302400}
+
+
+def finding(**changes):
+    told = {"rows": [ROW], "curves": {"cartridge": [[20, 0.7, 0.6, 0.8], [50, 0.5, 0.4, 0.6]]}, "log_x": True}
+    told |= {"checks": [Check("a ratio", 0.97, 0.91), Check("harm", 0.02, 0.01, at_least=False)]}
+    told |= {
+        "provenance": {"command": "cartridges claims", "commit": "abc", "hardware": "2 cores", "date": "2026-01-01"}
+    }
+    return Finding("capacity", "A claim", "published", **{**told, **changes})
+
+
+def test_a_finding_comes_back_from_its_file(tmp_path):
+    finding().save(tmp_path / "capacity.json")
+    assert Finding.load(tmp_path / "capacity.json") == finding()
+    with pytest.raises(InputError, match="no finding at"):
+        Finding.load(tmp_path / "gone.json")
+    (tmp_path / "capacity.json").write_text('{"name": "capacity"}')
+    with pytest.raises(FormatError, match="cannot be read .* measure again"):
+        Finding.load(tmp_path / "capacity.json")
+
+
+def test_a_table_of_two_commits_is_refused(tmp_path):
+    finding(rows=[{**ROW, "commit": "abc"}, {**ROW, "commit": "def"}]).save(tmp_path / "capacity.json")
+    with pytest.raises(FormatError, match="mixes results of the commits abc, def"):
+        load_all(tmp_path)
+
+
+def test_checks_hold_or_do_not():
+    assert [check.holds for check in finding().checks] == [False, True]
+    assert not Check("unmeasured", 0.0, None).holds
+
+
+def test_the_page_says_what_does_not_hold_and_where_it_is_from(tmp_path):
+    folder = tmp_path / "results" / "claims"
+    folder.mkdir(parents=True)
+    with pytest.raises(InputError, match="no findings in"):
+        claims_region(folder)
+    finding().save(folder / "capacity.json")
+    write_page(tmp_path / "claims.md", folder)
+    page = (tmp_path / "claims.md").read_text()
+    assert "| a ratio | at least 0.97 | 0.91 | **does not hold** |" in page
+    assert "| harm | at most 0.02 | 0.01 | holds |" in page
+    assert "80.0% (70.0–90.0), n=80" in page and "3.30 MB" in page
+    assert "`cartridges claims`, preset , 2 cores, 0 s, commit abc" in page
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert claims_region(folder) in page
+
+
+def test_every_claim_can_be_loaded_and_has_a_place_on_the_page():
+    assert list(CLAIMS) == ORDER
+    assert all(callable(loaded(place)) for place in CLAIMS.values())
+    assert check_names(["cost", "capacity"]) == ["capacity", "cost"]
+    with pytest.raises(InputError, match="unknown claim 'capcity'; did you mean 'capacity'"):
+        check_names(["capcity"])
+    with pytest.raises(ConfigError, match="qick"):
+        ClaimsConfig.resolve("qick")
+
+
+def test_a_lab_belongs_to_one_commit(engine, tmp_path, monkeypatch):
+    config = ClaimsConfig.resolve("smoke")
+    Lab(engine, config, tmp_path)
+    Lab(engine, config, tmp_path)
+    monkeypatch.setattr(lab_module, "commit", lambda: "another")
+    with pytest.raises(InputError, match="results of two commits are not mixed"):
+        Lab(engine, config, tmp_path)
+    (tmp_path / "commit.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Lab(engine, config, tmp_path)
+
+
+def test_a_claim_is_measured_once(engine, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(lab):
+        calls.append(lab)
+        return finding()
+
+    monkeypatch.setitem(CLAIMS, "capacity", counted)
+    lab = Lab(engine, ClaimsConfig.resolve("smoke"), tmp_path / "runs")
+    first = measure_claims(lab, tmp_path, ["capacity"], "smoke")
+    again = measure_claims(lab, tmp_path, ["capacity"], "smoke")
+    assert len(calls) == 1 and again == first and first[0].preset == "smoke"
+    lab.config = ClaimsConfig.resolve("smoke", values={"steps": 4})
+    measure_claims(lab, tmp_path, ["capacity"], "smoke")
+    assert len(calls) == 2
+    told = json.loads((tmp_path / "results" / "claims" / "capacity.json").read_text())
+    assert told["provenance"]["versions"]["torch"] and told["about"]["config"]["steps"] == 4
