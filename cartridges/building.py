@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ from cartridges.rng import rng_of
 from cartridges.run_folder import disk_errors_told, write_whole
 from cartridges.seeds import load_seeds
 from cartridges.study_plan import SynthesizeConfig
-from cartridges.synthesis import synthesize
+from cartridges.synthesis import study_seconds, synthesize
 from cartridges.training import train
 
 CONVERSATIONS = "conversations"
@@ -256,12 +256,6 @@ def measured(
     results.save(path)
     write_whole(stamp_path, content)
     return results
-
-
-def study_seconds(dataset: Dataset) -> float:
-    """What the conversations took to write, in seconds."""
-    seconds: Any = dataset.manifest.get("seconds", 0.0)
-    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
 
 
 def report(out: Path, results: Results, cartridges: dict[int, Cartridge], dataset: Dataset) -> None:

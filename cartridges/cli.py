@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "transmute": "Turn conversations into changes of the weights.",
     "lora": "Write an adapter as a LoRA, for PEFT and vLLM.",
     "eval": "Measure cartridges beside reading everything.",
+    "bench": "Compare methods on a benchmark at equal bytes.",
     "claims": "Measure the field's claims on the bundled model.",
     "chat": "Talk to a cartridge.",
     "serve": "Answer requests in the form of the OpenAI API.",

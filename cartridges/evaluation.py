@@ -25,6 +25,7 @@ from cartridges.corpus import Corpus
 from cartridges.engine.engine import AskedTarget, Engine
 from cartridges.engine.request import Request, Result
 from cartridges.errors import InputError
+from cartridges.evals.harness import prompt_of
 from cartridges.initialization import InitializeConfig, initialize
 from cartridges.intervals import interval
 from cartridges.log import Bar, progress
@@ -190,11 +191,7 @@ class Evaluation:
 
     def prompt(self, method: Method, item: Item) -> tuple[list[int], int]:
         """The ids that ask, and how many of them are a prefix shared with other questions."""
-        chat, system = self.engine.model.chat, method.system(item)
-        messages = [{"role": "system", "content": system}] if system else []
-        ids = chat.prompt([*messages, {"role": "user", "content": item.question}])
-        shared = chat.system_prefix(system) if system else []
-        return ids, len(shared) if ids[: len(shared)] == shared else 0
+        return prompt_of(self.engine, method.system(item), item)
 
     def request(self, method: Method, item: Item) -> Request:
         ids, shared_len = self.prompt(method, item)

@@ -75,6 +75,12 @@ def synthesize(
             return run.finish()
 
 
+def study_seconds(dataset: Dataset) -> float:
+    """What the conversations took to write, in seconds."""
+    seconds: Any = dataset.manifest.get("seconds", 0.0)
+    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
+
+
 def client_of(source: "Client | Engine") -> Client:
     """A client as it is, an engine as a client."""
     if hasattr(source, "generate"):

@@ -58,14 +58,12 @@ class Progress:
 class Slots:
     """The parameters: per layer the frozen and the trained part of keys and values."""
 
-    def __init__(self, cartridge: Cartridge, device: torch.device, trained: str = "both"):
-        frozen, half = cartridge.num_frozen, len(cartridge.keys)
+    def __init__(self, cartridge: Cartridge, device: torch.device):
+        frozen = cartridge.num_frozen
         self.cartridge = cartridge
         tensors = [tensor.float().to(device) for tensor in (*cartridge.keys, *cartridge.values)]
         self.frozen = [tensor[:, :frozen].clone() for tensor in tensors]
         self.trained = [torch.nn.Parameter(tensor[:, frozen:].clone()) for tensor in tensors]
-        for parameter in {"keys": self.trained[half:], "values": self.trained[:half]}.get(trained, []):
-            parameter.requires_grad_(False)
 
     def whole(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values [G, P, H] of every layer."""
@@ -102,11 +100,15 @@ class Run:
         self.plan = RowPlan.of(dataset, model, corpus, config)
         start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots)
         self.dataset_digest = dataset.digest if dataset else ""
-        self.slots = Slots(start, model.device, config.trained)
+        self.slots = Slots(start, model.device)
         betas = (config.beta1, config.beta2)
         self.optimizer = torch.optim.Adam(self.slots.trained, lr=config.lr, betas=betas)
         self.done = Progress()
         self.best: list[torch.Tensor] | None = None
+        num_layers = len(start.keys)
+        held = {"keys": self.slots.trained[num_layers : 2 * num_layers], "values": self.slots.trained[:num_layers]}
+        for parameter in held.get(config.trained, []):
+            parameter.requires_grad_(False)
 
     @property
     def autocast(self) -> AbstractContextManager[object]:

@@ -172,6 +172,15 @@ def test_variants_train(dataset, model, tmp_path, changes):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(("trained", "moved", "held"), [("values", "values", "keys"), ("keys", "keys", "values")])
+def test_one_part_of_the_slots_can_be_held(dataset, model, tmp_path, trained, moved, held):
+    made = train(dataset, model, CORPUS, config_of(trained=trained, max_steps=2), tmp_path)
+    start = Run(dataset, model, CORPUS, config_of(max_steps=2), tmp_path, Accelerator(cpu=True)).slots.cartridge
+    for layer in range(2):
+        assert torch.equal(getattr(made, held)[layer], getattr(start, held)[layer])
+        assert not torch.equal(getattr(made, moved)[layer], getattr(start, moved)[layer])
+
+
 def test_checkpointing_changes_nothing(dataset, model, tmp_path):
     digests = {
         train(dataset, model, CORPUS, config_of(max_steps=3, checkpointing=on), tmp_path / str(on)).digest

@@ -28,7 +28,7 @@ from cartridges.provenance import commit
 from cartridges.recipe import TrainConfig
 from cartridges.run_folder import write_whole
 from cartridges.study_plan import SynthesizeConfig
-from cartridges.synthesis import synthesize
+from cartridges.synthesis import study_seconds, synthesize
 from cartridges.training import train
 
 OBJECTIVES = {"cartridge": "distill", "next_token": "next_token", "raw_text": "text"}
@@ -174,9 +174,3 @@ class Lab:
         record = self.measure(task, answerer, f"{method}-{num_slots}", label)
         record.num_slots = num_slots
         return record
-
-
-def study_seconds(dataset: Dataset) -> float:
-    """What the conversations took to write."""
-    told = dataset.manifest.get("seconds", {})
-    return float(sum(told.values()) if isinstance(told, dict) else told)

@@ -79,6 +79,9 @@ def task_named(name: str, **options: Any) -> Task:
     for option in options:
         if option not in accepted:
             raise InputError(f"the task {name}: {unknown_name('option', option, accepted)}")
+    for option, parameter in accepted.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise InputError(f"the task {name} needs the option {option}; on the command line: task.{option}=...")
     return loader(**options)
 
 

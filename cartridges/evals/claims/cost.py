@@ -9,8 +9,9 @@ import time
 from cartridges.engine.request import Request
 from cartridges.evals.finding import Check, Finding
 from cartridges.evals.harness import prompt_of
-from cartridges.evals.lab import Lab, study_seconds
+from cartridges.evals.lab import Lab
 from cartridges.evals.method import Answerer, built
+from cartridges.synthesis import study_seconds
 
 TITLE = "Memory, throughput, cost and break-even"
 PUBLISHED = (

@@ -23,6 +23,7 @@ from cartridges.packing import PackedRow, to_tensors
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
 from cartridges.run_folder import write_whole
+from cartridges.synthesis import study_seconds
 
 LR = 5e-3
 DONE = "done.json"
@@ -66,9 +67,7 @@ def lora(workshop: Workshop) -> Answerer:
         write_whole(done, (json.dumps({**told, "seconds": seconds}) + "\n").encode())
     num_numbers = sum(part.numel() for name, part in changed.named_parameters() if "lora_" in name)
     merged = dataclasses.replace(model, hf=changed.merge_and_unload().eval())
-    study = dataset.manifest.get("seconds", {})
-    written = sum(study.values()) if isinstance(study, dict) else float(study)
-    return Answerer(engine=Engine(merged), kept_bytes=2 * num_numbers, build_s=seconds + written)
+    return Answerer(engine=Engine(merged), kept_bytes=2 * num_numbers, build_s=seconds + study_seconds(dataset))
 
 
 def fit(model: Model, changed: Any, dataset: Any, config: TrainConfig) -> float:

@@ -3,6 +3,7 @@
 from cartridges.evals.method import Answerer, Workshop
 from cartridges.initialization import initialize
 from cartridges.recipe import TrainConfig
+from cartridges.synthesis import study_seconds
 from cartridges.training import train
 
 
@@ -44,6 +45,5 @@ def trained(workshop: Workshop, objective: str) -> Answerer:
     made = train(dataset, workshop.engine.model, workshop.corpus, config, folder, name=f"{objective}-{config.slots}")
     seconds = float(made.manifest.metrics["seconds"])
     if dataset is not None:
-        told = dataset.manifest.get("seconds", {})
-        seconds += sum(told.values()) if isinstance(told, dict) else float(told)
+        seconds += study_seconds(dataset)
     return Answerer(cartridge=made, build_s=seconds)
