@@ -31,7 +31,7 @@ def test_a_finding_comes_back_from_its_file(tmp_path):
     with pytest.raises(InputError, match="no finding at"):
         Finding.load(tmp_path / "gone.json")
     (tmp_path / "capacity.json").write_text('{"name": "capacity"}')
-    with pytest.raises(FormatError, match="cannot be read .* measure again"):
+    with pytest.raises(FormatError, match=r"cannot be read .* measure again"):
         Finding.load(tmp_path / "capacity.json")
 
 

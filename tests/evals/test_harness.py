@@ -60,7 +60,7 @@ def test_answers_of_another_run_are_refused(engine, short, tmp_path, monkeypatch
     with pytest.raises(InputError, match="holds answers of another run: made_of"):
         measure(short, "alone", Answerer(lambda item: "text"), engine, tmp_path)
     monkeypatch.setattr(harness, "commit", lambda: "another")
-    with pytest.raises(InputError, match="commit .* give another folder, or delete it"):
+    with pytest.raises(InputError, match=r"commit .* give another folder, or delete it"):
         measure(short, "alone", Answerer(), engine, tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_an_item_counted_twice_is_refused(engine, short, tmp_path):
     path = tmp_path / "alone.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[-1]]) + "\n")
-    with pytest.raises(FormatError, match="given item .* twice"):
+    with pytest.raises(FormatError, match=r"given item .* twice"):
         measure(short, "alone", Answerer(), engine, tmp_path)
     path.write_text("\n".join([lines[0], json.dumps({"item": 0})]) + "\n")
     with pytest.raises(FormatError, match="line 2 is no answer"):

@@ -121,7 +121,7 @@ def test_mtob(mtob):
 def test_mtob_with_missing_parts(mtob):
     with pytest.raises(InputError, match="unknown direction 'kk'"):
         task_named("mtob", folder=mtob, direction="kk")
-    with pytest.raises(InputError, match="grammar_book_for_claude_long.txt"):
+    with pytest.raises(InputError, match=r"grammar_book_for_claude_long\.txt"):
         task_named("mtob", folder=mtob, book="long")
     with pytest.raises(InputError, match="expected the folder of MTOB's unpacked files"):
         task_named("mtob", folder=mtob / "gone")

@@ -79,7 +79,7 @@ def test_lora_has_no_more_bytes_than_the_slots_and_leaves_the_model_alone(shop, 
     assert 0 < record.kv_bytes <= model.kv_bytes(64)
     assert (model.hf.get_decoder().layers[0].mlp.up_proj.weight == before).all()
     assert again.kept_bytes == record.kv_bytes and again.build_s == record.build_s
-    with pytest.raises(InputError, match="expected at least .* those of rank 1"):
+    with pytest.raises(InputError, match=r"expected at least .* those of rank 1"):
         rank_for(model, 100)
 
 
