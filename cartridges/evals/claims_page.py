@@ -10,7 +10,7 @@ from cartridges.report_figures import LIGHT, add_legend, new_figure, png_of
 from cartridges.report_table import DASH, human_bytes
 
 ORDER = "capacity objectives recipe long_corpus composition off_corpus scaling cost data".split()
-HIDDEN = {"method", "num_empty", "num_cut", "commit", "ci95", "difference", "num"}
+HIDDEN = {"method", "num_empty", "num_cut", "commit", "ci95", "num", "factor"}
 BEGIN, END = "<!-- begin claims -->\n", "<!-- end claims -->\n"
 HEAD = """\
 # The field's claims, measured on a laptop
@@ -76,7 +76,7 @@ def section(finding: Finding, folder_name: str) -> str:
         lines += [f"![{finding.title}](results/{folder_name}/{finding.name}.png)", ""]
     lines += table(finding.rows)
     lines += [f"- {note[:1].upper()}{note[1:]}." for note in dict.fromkeys(finding.notes)]
-    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in finding.about.items())
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in finding.about.items() if key != "config")
     origin = finding.provenance
     lines += ["", f"{about}.", "", f"`{origin.get('command')}`, preset {finding.preset}, {origin.get('hardware')}, "]
     lines[-1] += f"{finding.seconds:,.0f} s, commit {origin.get('commit')}, {origin.get('date')}"

@@ -39,10 +39,10 @@ class ClaimsConfig(Config):
     """How much of everything is done."""
 
     seed: int = Field(0, ge=0, description="of corpora and questions")
-    num_tokens: int = Field(1300, gt=0, description="of the corpus, about")
+    num_tokens: int = Field(650, gt=0, description="of the corpus, about")
     num_items: int = Field(80, gt=0, description="questions of a table, about")
-    num_conversations: int = Field(1024, gt=0)
-    steps: int = Field(450, gt=0, description="of each training")
+    num_conversations: int = Field(1536, gt=0)
+    steps: int = Field(600, gt=0, description="of each training")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
     windows: list[int] = Field([1, 2, 4, 8], description="how many windows of corpus")

@@ -15,7 +15,7 @@ def scaling(lab: Lab) -> Finding:
     task = lab.task()
     num_slots = lab.slots_for(task.corpus, 20)
     most = lab.config.num_conversations
-    sizes = sorted({max(64, most // part // 64 * 64) for part in (8, 4, 2, 1)})
+    sizes = sorted({max(64, most // part // 64 * 64) for part in (8, 3, 1)})
     arms = [(f"{num} conversations", {"num_conversations": num}, {}) for num in sizes]
     arms += [
         (f"chunks of {low} to {high} tokens", {"chunk": {"kind": "structure", "min_len": low, "max_len": high}}, {})
@@ -46,5 +46,5 @@ def scaling(lab: Lab) -> Finding:
 
 
 def steps_of(steps: int) -> list[int]:
-    """A quarter and a half of the steps."""
-    return sorted({max(2, steps // 4), max(2, steps // 2)})
+    """A third of the steps; the preset's own are those of the largest number of conversations."""
+    return [max(2, steps // 3)]
