@@ -42,6 +42,9 @@ class ClaimsConfig(Config):
     num_tokens: int = Field(650, gt=0, description="of the corpus, about")
     num_items: int = Field(80, gt=0, description="questions of a table, about")
     num_conversations: int = Field(1536, gt=0)
+    seed_kinds: list[str] | None = Field(
+        ["question", "use_case"], description="of the study where look-ups are asked; chosen on validation documents"
+    )
     steps: int = Field(600, gt=0, description="of each training")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
@@ -120,7 +123,7 @@ class Lab:
 
     def study(self, corpus: Corpus, **values: Any) -> Dataset:
         """Conversations about the corpus; `values` are fields of the configuration over preset "pocket"."""
-        told = {"num_conversations": self.config.num_conversations, **values}
+        told = {"num_conversations": self.config.num_conversations, "seed_kinds": self.config.seed_kinds, **values}
         config = SynthesizeConfig.resolve("pocket", values=told)
         name = f"study-{key_of({'corpus': corpus.digest, **told})}"
         return synthesize(corpus, self.engine, config, self.folder / name)

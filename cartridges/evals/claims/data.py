@@ -29,7 +29,7 @@ def data(lab: Lab) -> Finding:
     for label, values in filter_arms().items():
         arms[label] = (None, {"filters": values})
     for label, (temperature, values) in arms.items():
-        made = lab.study(task.corpus, num_conversations=num, general_share=0.0, **values)
+        made = lab.study(task.corpus, num_conversations=num, seed_kinds=None, general_share=0.0, **values)
         found = quality(made.conversations, task.corpus, context, paths_of(context))
         by_kind = found.pop("by_kind")
         dropped = sum(made.manifest.get("dropped", {}).values())

@@ -15,9 +15,9 @@ def objectives(lab: Lab) -> Finding:
     finding = Finding("objectives", TITLE, PUBLISHED)
     task = lab.task(MIXED)
     num_slots = lab.slots_for(task.corpus, 20)
-    data = lab.study(task.corpus)
+    data = lab.study(task.corpus, seed_kinds=None)
     one_kind = lab.study(task.corpus, seed_kinds=["question"])
-    with_questions = lab.study(task.corpus, question_logprobs=True)
+    with_questions = lab.study(task.corpus, seed_kinds=None, question_logprobs=True)
     arms = {
         "distilled": ("distillation, five kinds of seed prompts", data, {}),
         "hard": ("next-token on the same conversations", data, {"objective": "next_token"}),
