@@ -55,8 +55,8 @@ def capacity(lab: Lab) -> Finding:
                 finding.checks.append(Check(f"cartridge over full context at {factor}x", TARGETS[factor], of and of[0]))
     add_lead(finding)
     finding.notes.append(
-        f"the study's seed prompts are of the kinds {', '.join(lab.config.seed_kinds or ['all'])}, as look-ups are asked; "
-        "this was chosen on validation documents. What the other kinds give other questions is another table"
+        f"the study's seed prompts are of the kinds {', '.join(lab.config.seed_kinds or ['all'])}, as look-ups are "
+        "asked; this was chosen on validation documents. What other kinds give other questions is another table"
     )
     finding.about = {"task": task.name, "num_tokens": lab.num_tokens(task.corpus), "num_items": len(task.items)}
     return finding
