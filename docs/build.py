@@ -92,6 +92,8 @@ def transmute_memory() -> str:
         sizes = f"{row['peak_bytes'] / 1e6:,.0f} MB | {row['statistics_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {row['num_conversations']:,} | {sizes} | {row['seconds']:,.0f} |")
     return "\n".join(lines)
+
+
 def claims() -> str:
     """All claims, from the files that `cartridges claims` wrote."""
     from cartridges.evals.claims_page import claims_region
