@@ -38,7 +38,10 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "model",
         [
-            *(f"cartridges.{name}" for name in "model attention losses packing compose".split()),
+            *(
+                f"cartridges.{name}"
+                for name in "model attention losses packing compose slots matching reference_queries".split()
+            ),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
         ],
     ),
@@ -49,7 +52,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "initialization recipe preflight rows synthesis self_study study_plan filters training "
-                "evaluation report building verdict report_figures report_page report_table".split()
+                "compact evaluation report building verdict report_figures report_page report_table".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
         ],
