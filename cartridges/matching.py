@@ -81,7 +81,7 @@ def pursued(head: Head, num: int, kept: Sequence[int]) -> torch.Tensor:
     """The places of `num` tokens, in order, by orthogonal matching pursuit on the mass; `kept` are among them.
 
     Each round takes those whose weight, on its own, would lower the squared error of the mass most, and fits all
-    weights again.
+    weights again. Where the tokens of highest attention then match the mass better, which happens, they are taken.
     """
     low, high = (torch.tensor(bound).exp().item() for bound in LOG_WEIGHTS)
     columns_nT, kept = head.weights_nT, list(kept)
@@ -98,7 +98,8 @@ def pursued(head: Head, num: int, kept: Sequence[int]) -> torch.Tensor:
         new = gain_T.topk(min(per_round, num - len(chosen))).indices
         chosen, weights_P = torch.cat([chosen, new]), torch.cat([weights_P, step_T[new] * 0 + low])
         weights_P = fit_weights(columns_nT[:, chosen], len(kept), weights_P, NUM_REFIT_STEPS)
-    return chosen.sort().values
+    sets = (chosen.sort().values, strongest(mean_attention(head), num, kept))
+    return min(sets, key=lambda places: mass_error(head, places, fit_weights(columns_nT[:, places], len(kept))))
 
 
 def fit_weights(
