@@ -72,7 +72,7 @@ class PeftTuner:
             task_type="CAUSAL_LM", num_virtual_tokens=config.slots, num_frozen_tokens=config.frozen_slots
         )
         self.model = get_peft_model(run.model.hf, about).eval()
-        slots = [(key[None], value[None]) for key, value in zip(*run.slots.whole(), strict=True)]
+        slots = [(key[None], value[None]) for key, value in zip(*run.slots.whole()[:2], strict=True)]
         initialize_kv_prefix_from_past_key_values(self.model, past_key_values=slots)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained, lr=config.lr, betas=(config.beta1, config.beta2))

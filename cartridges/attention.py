@@ -29,11 +29,15 @@ MAX_SCORES = 1 << 26  # numbers in the score tensor of one layer, above which it
 
 @dataclass
 class PackedPrefix:
-    """What a packed row stands behind: per layer, keys and values [G, P, H]; and the row's conversation lengths."""
+    """What a packed row stands behind: per layer, keys and values [G, P, H]; and the row's conversation lengths.
+
+    `bias` [G, P], where there is one, is added to the scores of the slots, behind any cap on them.
+    """
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
     lengths: Sequence[int]
+    bias: Sequence[torch.Tensor] | None = None
 
     @property
     def num_slots(self) -> int:
@@ -99,10 +103,11 @@ def cartridge_attention(
     hidden_CK = cartridge_row.hidden_CK(sliding_window)
     num_scores = q_NSCH[..., 0].numel() * hidden_CK.shape[1]
     parts = (q_NSCH, k_GSCH, v_GSCH, slot_keys.to(dtype), slot_values.to(dtype), hidden_CK, scale)
+    bias_GP = cartridge_row.bias[layer] if cartridge_row.bias is not None else None
     if num_scores <= MAX_SCORES or softcap is not None:
-        out_NSCH = attend_once(*parts, softcap=softcap)
+        out_NSCH = attend_once(*parts, softcap=softcap, bias_GP=bias_GP)
     else:
-        out_NSCH = attend_expanded(*parts)
+        out_NSCH = attend_expanded(*parts, bias_GP=bias_GP)
     return out_NSCH.flatten(1, 2)[:, cartridge_row.back_T].transpose(0, 1)[None], None
 
 
@@ -115,6 +120,7 @@ def attend_once(
     hidden_CK: torch.Tensor,
     scale: float,
     softcap: float | None = None,
+    bias_GP: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Slots are read once for all conversations together; scores are materialised."""
     num_heads, num_rows, longest, head_size = q_NSCH.shape
@@ -125,6 +131,8 @@ def attend_once(
     scores = torch.cat([to_slots.view(*q_GRSCH.shape[:-1], num_slots), to_text], -1).float()
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if bias_GP is not None:
+        scores = scores + F.pad(bias_GP.float(), (0, longest))[:, None, None, None]
     weights = scores.masked_fill(hidden_CK, torch.finfo(torch.float32).min).softmax(-1).to(q_NSCH.dtype)
     from_slots = weights[..., :num_slots].flatten(1, 3) @ slot_values_GPH
     from_text = weights[..., num_slots:] @ v_GSCH[:, None]
@@ -139,6 +147,7 @@ def attend_expanded(
     slot_values_GPH: torch.Tensor,
     hidden_CK: torch.Tensor,
     scale: float,
+    bias_GP: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Slots are repeated for every conversation and head; torch's fused kernels never hold all scores at once."""
     num_rows, repeats = q_NSCH.shape[1], q_NSCH.shape[0] // k_GSCH.shape[0]
@@ -147,11 +156,15 @@ def attend_expanded(
         expanded = slots_GPH[:, None].expand(-1, num_rows, -1, -1)
         return torch.cat([expanded, text_GSCH], 2).repeat_interleave(repeats, 0).transpose(0, 1)
 
+    mask = ~hidden_CK
+    if bias_GP is not None:
+        bias_GK = F.pad(bias_GP.to(q_NSCH.dtype), (0, k_GSCH.shape[2]))
+        mask = bias_GK.repeat_interleave(repeats, 0)[:, None].masked_fill(hidden_CK, -torch.inf)
     out_SNCH = F.scaled_dot_product_attention(
         q_NSCH.transpose(0, 1),
         whole(slot_keys_GPH, k_GSCH),
         whole(slot_values_GPH, v_GSCH),
-        attn_mask=~hidden_CK,
+        attn_mask=mask,
         scale=scale,
     )
     return out_SNCH.transpose(0, 1)
@@ -166,8 +179,10 @@ AttentionMaskInterface.register(NAME, cast(Any, _no_mask))
 
 
 @contextmanager
-def attend(model: Model, checkpointing: bool = False) -> Iterator[None]:
+def attend(model: Model, checkpointing: bool = False, name: str = NAME) -> Iterator[None]:
     """Meanwhile the model's layers use `cartridge_attention`, and with `checkpointing` keep no activations.
+
+    `name` is that under which another function of its form is registered, to be used instead.
 
     The backward pass of a checkpointed forward pass has to happen in here too.
     """
@@ -175,7 +190,7 @@ def attend(model: Model, checkpointing: bool = False) -> Iterator[None]:
     layers = [module for module in model.hf.modules() if isinstance(module, GradientCheckpointingLayer)]
     if checkpointing and not layers:
         raise InputError(f"{model.identity.model_id} cannot checkpoint its layers; set checkpointing=false")
-    model.hf.set_attn_implementation(NAME)
+    model.hf.set_attn_implementation(name)
     if checkpointing:
         model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in layers:

@@ -1,6 +1,7 @@
 """The artifact: a folder with the slots of every layer, and with the identity of the model they belong to.
 
-`cartridge.safetensors` holds `layers.{i}.keys` and `layers.{i}.values`, each [G, P, H]; `cartridge.json` is the
+`cartridge.safetensors` holds `layers.{i}.keys` and `layers.{i}.values`, each [G, P, H], and for cartridges with a bias
+`layers.{i}.bias` [G, P], float32, which is added to the attention scores of the slots; `cartridge.json` is the
 manifest; `README.md`, where there is one, the report card. Keys are stored after RoPE at positions 0..P-1, and what
 follows starts at P. Reading a manifest needs no torch, and nothing in a folder is ever run.
 
@@ -75,6 +76,7 @@ class Manifest(BaseModel):
     num_frozen: int = Field(ge=0)
     dtype: str = "float32"
     convention: str = CONVENTION
+    has_bias: bool = False
     initializer: dict[str, Any] = {}
     dataset_digest: str = ""
     corpus_digest: str = ""
@@ -118,11 +120,16 @@ class Manifest(BaseModel):
 
 @dataclass
 class Cartridge:
-    """Slots of every layer: `keys[l]` and `values[l]` are [G, P, H]. Layers may differ in G and H, not in P."""
+    """Slots of every layer: `keys[l]` and `values[l]` are [G, P, H]. Layers may differ in G and H, not in P.
+
+    `bias[l]` [G, P], where there is one, is added to the scores that queries give to the slots, in nats: a slot with
+    the bias log w takes attention for w slots.
+    """
 
     keys: "list[torch.Tensor]"
     values: "list[torch.Tensor]"
     manifest: Manifest
+    bias: "list[torch.Tensor] | None" = None
 
     @property
     def num_slots(self) -> int:
@@ -135,7 +142,7 @@ class Cartridge:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors as they are held here."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values, *(self.bias or [])))
 
     @property
     def digest(self) -> str:
@@ -144,10 +151,11 @@ class Cartridge:
 
     def sealed(self) -> Self:
         """The same slots, with their dtype and digest in the manifest."""
-        manifest = self.manifest.model_copy(update={"dtype": str(self.keys[0].dtype).removeprefix("torch.")})
-        parts = ((name, _raw(tensor)) for name, tensor in sorted(named_tensors(self.keys, self.values).items()))
+        told = {"dtype": str(self.keys[0].dtype).removeprefix("torch."), "has_bias": self.bias is not None}
+        manifest = self.manifest.model_copy(update=told)
+        parts = ((name, _raw(tensor)) for name, tensor in sorted(self._named_tensors().items()))
         digest = digest_of(manifest, parts)
-        return type(self)(self.keys, self.values, manifest.model_copy(update={"digest": digest}))
+        return type(self)(self.keys, self.values, manifest.model_copy(update={"digest": digest}), self.bias)
 
     def save(self, folder: Path) -> None:
         """Write the cartridge into `folder`; an older one there is replaced."""
@@ -156,10 +164,7 @@ class Cartridge:
         folder, whole = Path(folder), self.sealed()
         with disk_errors_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            tensors = {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in named_tensors(self.keys, self.values).items()
-            }
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._named_tensors().items()}
             write_whole(folder / TENSORS, save(tensors))
             whole.manifest.write(folder)
         self.manifest = whole.manifest
@@ -174,17 +179,27 @@ class Cartridge:
         raw = check_tensors(folder, manifest)
         tensors = load(raw)
         count = len(manifest.model.layers)
-        keys, values = ([tensors[f"layers.{i}.{kind}"].to(device) for i in range(count)] for kind in ("keys", "values"))
-        return cls(keys, values, manifest)
+        keys, values, bias = (
+            [tensors[f"layers.{i}.{kind}"].to(device) for i in range(count) if kind != "bias" or manifest.has_bias]
+            for kind in ("keys", "values", "bias")
+        )
+        return cls(keys, values, manifest, bias or None)
 
     def check_fits(self, identity: ModelIdentity) -> None:
         """Raises FormatError, with what differs, unless the cartridge was made for this very model."""
         check_fits(self.manifest, identity)
 
     def to(self, device: "torch.device | str", dtype: "torch.dtype | None" = None) -> Self:
-        """A copy on another device, in another dtype; the manifest still tells of the original."""
+        """A copy on another device, in another dtype; the manifest still tells of the original.
+
+        The bias stays in float32, as scores and their softmax do.
+        """
         keys, values = ([t.to(device=device, dtype=dtype) for t in part] for part in (self.keys, self.values))
-        return type(self)(keys, values, self.manifest)
+        bias = [tensor.to(device=device) for tensor in self.bias] if self.bias is not None else None
+        return type(self)(keys, values, self.manifest, bias)
+
+    def _named_tensors(self) -> "dict[str, torch.Tensor]":
+        return named_tensors(self.keys, self.values, self.bias)
 
 
 def check_fits(manifest: Manifest, identity: ModelIdentity) -> None:
@@ -211,11 +226,13 @@ def _shape(identity: ModelIdentity) -> str:
     return f"{len(identity.layers)} layers of {' and '.join(kinds)}"
 
 
-def named_tensors(keys: "Sequence[torch.Tensor]", values: "Sequence[torch.Tensor]") -> "dict[str, torch.Tensor]":
+def named_tensors(
+    keys: "Sequence[torch.Tensor]", values: "Sequence[torch.Tensor]", bias: "Sequence[torch.Tensor] | None" = None
+) -> "dict[str, torch.Tensor]":
     """The tensors under the names that the file gives them."""
     return {
         f"layers.{layer}.{kind}": tensor
-        for kind, tensors in (("keys", keys), ("values", values))
+        for kind, tensors in (("keys", keys), ("values", values), ("bias", bias or ()))
         for layer, tensor in enumerate(tensors)
     }
 
@@ -253,11 +270,16 @@ def check_tensors(folder: Path, manifest: Manifest) -> bytes:
             raise ValueError("truncated")
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise FormatError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again") from error
-    wanted = {
+    wanted: dict[str, tuple[int, ...]] = {
         f"layers.{index}.{kind}": (layer.num_kv_heads, manifest.num_slots, layer.head_size)
         for index, layer in enumerate(manifest.model.layers)
         for kind in ("keys", "values")
     }
+    if manifest.has_bias:
+        wanted |= {
+            f"layers.{index}.bias": (layer.num_kv_heads, manifest.num_slots)
+            for index, layer in enumerate(manifest.model.layers)
+        }
     if shapes != wanted:
         name = min(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
         raise FormatError(f"{path}: {name} is {shapes.get(name)}, expected {wanted.get(name)}; copy the folder again")

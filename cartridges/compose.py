@@ -62,6 +62,7 @@ def compose(cartridges: Sequence[Cartridge], model: Model | ModelIdentity) -> Ca
     places = [[place for place, (number, _) in enumerate(order) if number == mine] for mine in range(len(parts))]
     slots = [[slot for number, slot in order if number == mine] for mine in range(len(parts))]
     keys, values = [], []
+    bias: list[torch.Tensor] | None = [] if any(part.bias is not None for part in parts) else None
     for layer, shape in enumerate(identity.layers):
         inverse = inverse_frequencies(identity, shape)
         first = parts[0].keys[layer]
@@ -74,6 +75,12 @@ def compose(cartridges: Sequence[Cartridge], model: Model | ModelIdentity) -> Ca
             v_GPH[:, mine] = part.values[layer].detach()[:, taken].to(v_GPH)
         keys.append(k_GPH)
         values.append(v_GPH)
+        if bias is not None:
+            b_GP = k_GPH.new_zeros(shape.num_kv_heads, num_slots, dtype=torch.float32)
+            for part, mine, taken in zip(parts, places, slots, strict=True):
+                if part.bias is not None:
+                    b_GP[:, mine] = part.bias[layer].detach()[:, taken].to(b_GP)
+            bias.append(b_GP)
     names = [part.manifest.name or part.digest[:12] for part in parts]
     manifest = Manifest(
         name="+".join(names),
@@ -82,10 +89,11 @@ def compose(cartridges: Sequence[Cartridge], model: Model | ModelIdentity) -> Ca
         num_frozen=int(has_sink),
         dtype=str(keys[0].dtype).removeprefix("torch."),
         convention=COMPOSED,
+        has_bias=bias is not None,
         parents=[part.digest for part in parts],
         digest=composed_digest([part.digest for part in parts]),
     )
-    return Cartridge(keys, values, manifest)
+    return Cartridge(keys, values, manifest, bias)
 
 
 def composed_digest(digests: Sequence[str]) -> str:

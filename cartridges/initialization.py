@@ -10,8 +10,10 @@ import torch
 from pydantic import Field, model_validator
 
 from cartridges.cartridge import Cartridge, Manifest
+from cartridges.compact import CompactConfig, compact
 from cartridges.config import Config
 from cartridges.corpus import Corpus
+from cartridges.dataset import Dataset
 from cartridges.errors import InputError
 from cartridges.model import Model, prefix_kv
 from cartridges.rng import rng_of
@@ -22,9 +24,12 @@ PIECE_LEN = 32  # tokens of each sampled piece of kind "chunks"
 class InitializeConfig(Config):
     """Where the slots' first values come from."""
 
-    kind: Literal["first_tokens", "text", "chunks", "random", "cartridge"] = "first_tokens"
+    kind: Literal["first_tokens", "text", "chunks", "random", "cartridge", "attention_matching", "kv_eviction"] = (
+        "first_tokens"
+    )
     text: str = Field("", description="what is read, for kind text")
     cartridge: Path | None = Field(None, description="the folder of kind cartridge")
+    compact: CompactConfig = CompactConfig.resolve()
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -37,18 +42,29 @@ class InitializeConfig(Config):
 
 
 def initialize(
-    model: Model, corpus: Corpus | None, num_slots: int, config: InitializeConfig, num_frozen: int = 1
+    model: Model,
+    corpus: Corpus | None,
+    num_slots: int,
+    config: InitializeConfig,
+    num_frozen: int = 1,
+    dataset: Dataset | None = None,
 ) -> Cartridge:
     """A cartridge of `num_slots` that nothing has trained yet, in float32.
 
-    Raises InputError where there are more slots than tokens to fill them, or fewer than frozen ones.
+    `dataset` has the conversations for the kind attention_matching with compact.queries=self_study. Raises InputError
+    where there are more slots than tokens to fill them, or fewer than frozen ones.
     """
     if not 0 <= num_frozen <= num_slots:
         raise InputError(f"given {num_frozen} frozen slots of {num_slots}, expected at most as many as there are slots")
     if num_slots >= model.window:
         raise InputError(f"given {num_slots} slots, expected fewer than the model's window of {model.window} tokens")
+    if config.kind in ("attention_matching", "kv_eviction"):
+        if corpus is None:
+            raise InputError(f"given no corpus, expected one to initialise from with kind {config.kind}")
+        return compact(model, corpus, num_slots, config.kind, config.compact, num_frozen, dataset)
+    bias = None
     if config.kind == "cartridge":
-        keys, values, about = _of_cartridge(model, config, num_slots)
+        keys, values, bias, about = _of_cartridge(model, config, num_slots)
     else:
         ids, about = _ids(model, corpus, num_slots, config)
         keys, values = prefix_kv(model, ids)
@@ -62,7 +78,7 @@ def initialize(
         initializer={**config.model_dump(mode="json", exclude_defaults=True), "kind": config.kind, **about},
         corpus_digest=corpus.digest if corpus else "",
     )
-    return Cartridge([k.float() for k in keys], [v.float() for v in values], manifest).sealed()
+    return Cartridge([k.float() for k in keys], [v.float() for v in values], manifest, bias).sealed()
 
 
 def _ids(
@@ -89,7 +105,7 @@ def _ids(
 
 def _of_cartridge(
     model: Model, config: InitializeConfig, num_slots: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, Any]]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor] | None, dict[str, Any]]:
     assert config.cartridge is not None
     source = Cartridge.load(config.cartridge, str(model.device))
     source.check_fits(model.identity)
@@ -98,7 +114,7 @@ def _of_cartridge(
             f"given {num_slots} slots and {config.cartridge}, which has {source.num_slots}; "
             f"give slots={source.num_slots}"
         )
-    return source.keys, source.values, {"digest": source.digest}
+    return source.keys, source.values, source.bias, {"digest": source.digest}
 
 
 def _like(slots_GPH: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -15,6 +15,7 @@ class TrainConfig(Config):
     model_config = ConfigDict(allow_inf_nan=False)
     slots: int = Field(1024, gt=0)
     frozen_slots: int = Field(1, ge=0, description="slots that stay as initialised; the first keeps the sink")
+    train_bias: bool = Field(False, description="a bias for each slot's attention scores is trained too")
     initialize: InitializeConfig = InitializeConfig.resolve()
     objective: Literal["distill", "next_token", "text"] = Field(
         "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"

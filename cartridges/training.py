@@ -1,6 +1,7 @@
 """The verb `train`: conversations to a cartridge, by context distillation (arXiv 2506.06266, section 4.2).
 
-The model is frozen; keys and values of the slots behind the frozen ones are the parameters, in float32. A run folder
+The model is frozen; keys and values of the slots behind the frozen ones are the parameters, in float32, and if asked
+their bias. A run folder
 holds `config.yaml`, `manifest.json`, `metrics.jsonl`, `curves.png`, `checkpoint.pt` (weights-only loading) and in the
 end `cartridge/`. A run that dies at any moment goes on from its last checkpoint with the same curve.
 
@@ -36,6 +37,7 @@ from cartridges.provenance import provenance
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
 from cartridges.run_folder import StopSignals, claim, disk_errors_told, write_whole
+from cartridges.slots import Slots
 
 CARTRIDGE, CHECKPOINT, METRICS = "cartridge", "checkpoint.pt", "metrics.jsonl"
 CURVES, CONFIG = "curves.png", "config.yaml"
@@ -55,35 +57,6 @@ class Progress:
     recent: list[tuple[float, float, int]] = field(default_factory=list)  # loss, gradient norm, tokens of each step
 
 
-class Slots:
-    """The parameters: per layer the frozen and the trained part of keys and values."""
-
-    def __init__(self, cartridge: Cartridge, device: torch.device):
-        frozen = cartridge.num_frozen
-        self.cartridge = cartridge
-        tensors = [tensor.float().to(device) for tensor in (*cartridge.keys, *cartridge.values)]
-        self.frozen = [tensor[:, :frozen].clone() for tensor in tensors]
-        self.trained = [torch.nn.Parameter(tensor[:, frozen:].clone()) for tensor in tensors]
-
-    def whole(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Keys and values [G, P, H] of every layer."""
-        tensors = [torch.cat(pair, 1) for pair in zip(self.frozen, self.trained, strict=True)]
-        half = len(tensors) // 2
-        return tensors[:half], tensors[half:]
-
-    def state(self) -> list[torch.Tensor]:
-        """A copy of the trained parts."""
-        return [parameter.detach().clone() for parameter in self.trained]
-
-    def load(self, state: list[torch.Tensor]) -> None:
-        """Take over what `state` gave; ValueError where the shapes differ."""
-        if [part.shape for part in state] != [parameter.shape for parameter in self.trained]:
-            raise ValueError("slots of other shapes")
-        with torch.no_grad():
-            for parameter, part in zip(self.trained, state, strict=True):
-                parameter.copy_(part)
-
-
 class Run:
     """One training run in a folder."""
 
@@ -98,9 +71,10 @@ class Run:
     ) -> None:
         self.model, self.config, self.out, self.accelerator = model, config, Path(out), accelerator
         self.plan = RowPlan.of(dataset, model, corpus, config)
-        start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots)
+        training = dataset.split(config.holdout_share, config.seed)[0] if dataset else None
+        start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots, training)
         self.dataset_digest = dataset.digest if dataset else ""
-        self.slots = Slots(start, model.device)
+        self.slots = Slots(start, model.device, config.train_bias)
         betas = (config.beta1, config.beta2)
         self.optimizer = torch.optim.Adam(self.slots.trained, lr=config.lr, betas=betas)
         self.done = Progress()
@@ -127,8 +101,8 @@ class Run:
         tensors: RowTensors = to_tensors(row, self.model.device)
         head = self.model.head
         with self.autocast:
-            keys, values = self.slots.whole()
-            hidden_TD = packed_hidden(self.model, tensors.ids_T, PackedPrefix(keys, values, row.lengths))
+            keys, values, bias = self.slots.whole()
+            hidden_TD = packed_hidden(self.model, tensors.ids_T, PackedPrefix(keys, values, row.lengths, bias))
             hidden_MD = hidden_TD[tensors.target_positions_M]
             capped: dict[str, Any] = {"softcap": head.softcap, "scale": head.scale}
             if self.config.objective == "distill":
@@ -278,7 +252,7 @@ class Run:
         """The cartridge: the best slots by held-out loss where the configuration keeps those, else the last."""
         if self.best is not None and self.config.keep_best:
             self.slots.load(self.best)
-        keys, values = ([tensor.detach().cpu() for tensor in part] for part in self.slots.whole())
+        keys, values, bias = ([tensor.detach().cpu() for tensor in part or ()] for part in self.slots.whole())
         kept_best = self.best is not None and self.config.keep_best
         metrics = {
             "steps": self.done.step,
@@ -296,7 +270,8 @@ class Run:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         manifest = self.slots.cartridge.manifest.model_copy(update=told)
-        return Cartridge(keys, values, manifest).to("cpu", getattr(torch, self.config.save_dtype)).sealed()
+        whole = Cartridge(keys, values, manifest, bias or None)
+        return whole.to("cpu", getattr(torch, self.config.save_dtype)).sealed()
 
 
 def train(

@@ -40,7 +40,8 @@ LAYERS: list[tuple[str, list[str]]] = [
         [
             *(
                 f"cartridges.{name}"
-                for name in "model attention losses packing compose mlp adapting lora moments".split()
+                for name in "model attention losses packing compose mlp adapting lora moments slots matching "
+                "reference_queries".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
         ],
@@ -52,7 +53,8 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "initialization recipe preflight rows synthesis self_study study_plan filters training "
-                "evaluation report building verdict report_figures report_page report_table pairs transmutation".split()
+                "compact evaluation report building verdict report_figures report_page report_table pairs "
+                "transmutation".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "card evaluate generate train".split()),
             *("cartridges.evals", "cartridges.evals.*"),

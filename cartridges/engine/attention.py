@@ -116,7 +116,7 @@ def _read_run(
 ) -> None:
     """What the tokens of a group see of the run they stand behind, put in their places of `into`."""
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
-    keys, values = group.kv[layer]
+    keys, values, *bias = group.kv[layer]
     block = max(1, MAX_SCORES // (num_kv_heads * repeats * group.length))
     for start in range(group.start, group.stop, block):
         stop = min(start + block, group.stop)
@@ -127,6 +127,8 @@ def _read_run(
             continue
         q_GSH = q_TGRH[start:stop].transpose(0, 1).reshape(num_kv_heads, (stop - start) * repeats, -1)
         scores_GSP = _capped(q_GSH @ keys[:, first : group.length].float().transpose(1, 2), softcap)
+        if bias:
+            scores_GSP.add_(bias[0][:, None, first : group.length])
         if hidden is not None:
             seen = scores_GSP.view(num_kv_heads, stop - start, repeats, -1).transpose(0, 1)
             seen.masked_fill_(hidden, torch.finfo(torch.float32).min)

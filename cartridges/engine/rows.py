@@ -7,7 +7,8 @@ import torch
 
 from cartridges.errors import CartridgesError
 
-KV = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [G, T, H] of each layer
+# keys and values [G, T, H] of each layer, and for slots that have one their bias [G, T]
+KV = list[tuple[torch.Tensor, torch.Tensor]] | list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Rows:

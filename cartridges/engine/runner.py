@@ -51,4 +51,7 @@ class Runner:
     def load(self, cartridge: Cartridge) -> KV:
         """A cartridge's slots for this model; no copy where they are on its device and in its dtype."""
         whole = cartridge.to(self.model.device, self.model.dtype)
-        return [(keys.detach(), values.detach()) for keys, values in zip(whole.keys, whole.values, strict=True)]
+        if whole.bias is None:
+            return [(keys.detach(), values.detach()) for keys, values in zip(whole.keys, whole.values, strict=True)]
+        layers = zip(whole.keys, whole.values, whole.bias, strict=True)
+        return [(keys.detach(), values.detach(), bias.detach().float()) for keys, values, bias in layers]

@@ -27,6 +27,8 @@ METHODS: dict[str, str] = {
     "summary": "cartridges.evals.methods.summary:summary",
     "bm25": "cartridges.evals.methods.retrieval:bm25",
     "embeddings": "cartridges.evals.methods.retrieval:embeddings",
+    "eviction": "cartridges.evals.methods.compacted:eviction",
+    "attention_matching": "cartridges.evals.methods.compacted:attention_matching",
     "cartridge": "cartridges.evals.methods.trained:cartridge",
     "next_token": "cartridges.evals.methods.trained:next_token",
     "raw_text": "cartridges.evals.methods.trained:raw_text",

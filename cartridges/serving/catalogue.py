@@ -135,6 +135,11 @@ class Catalogue:
         try:
             manifest = Manifest.read(folder)
             check_fits(manifest, self.description.model)
+            if manifest.has_bias:
+                raise FormatError(
+                    "it has a bias for each slot, which stock vLLM's attention cannot add; use --engine own, or make "
+                    "it with bias off"
+                )
             if whole:
                 check_tensors(folder, manifest)
             return manifest
