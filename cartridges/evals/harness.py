@@ -66,7 +66,8 @@ def measure(
     if answerer.kept_bytes is not None:
         kept = answerer.kept_bytes
     elif answerer.cartridge:
-        kept = engine.model.kv_bytes(answerer.cartridge.num_slots)
+        bias = answerer.cartridge.bias or []
+        kept = engine.model.kv_bytes(answerer.cartridge.num_slots) + sum(part.nbytes for part in bias)
     else:
         kept = engine.model.kv_bytes(round(sum(answer.prompt_tokens for answer in answers) / len(answers)))
     slots = answerer.cartridge.num_slots if answerer.cartridge else num_slots
