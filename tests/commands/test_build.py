@@ -101,7 +101,9 @@ def test_another_build_in_its_folder_is_refused(made, refused, docs, questions, 
     message = refused(tmp_path / "other.md", *options)
     assert "was built from other documents, or they have changed; give another --out" in message
     assert "begun with seed=0 (now 3); give the same" in refused(docs, *options, "synthesize.seed=3")
-    assert "holds a run with another config (lr); give another folder" in refused(docs, *options, "train.lr=0.5")
+    assert "holds a run with another config (lr); give another folder" in refused(
+        docs, *options, "--questions", questions, "train.lr=0.5"
+    )
 
 
 def test_servers_write_the_conversations_where_they_are_named(made, refused, docs, questions):
