@@ -70,6 +70,7 @@ def bench(
         config.train,
         task.max_new_tokens,
         longest,
+        study_config=config.synthesize,
     )
     finding = Finding("bench", f"{task.name}, {config.slots} slots", task.published or "nothing", y_label=task.metric)
     reference: Record | None = None

@@ -18,6 +18,7 @@ from cartridges.errors import InputError, unknown_name
 from cartridges.evals.task import loaded
 from cartridges.questions import Item
 from cartridges.recipe import TrainConfig
+from cartridges.study_plan import SynthesizeConfig
 
 METHODS: dict[str, str] = {
     "no_context": "cartridges.evals.methods.context:no_context",
@@ -34,6 +35,8 @@ METHODS: dict[str, str] = {
     "raw_text": "cartridges.evals.methods.trained:raw_text",
     "untrained": "cartridges.evals.methods.trained:untrained",
     "lora": "cartridges.evals.methods.lora:lora",
+    "adapter": "cartridges.evals.methods.adapter:adapter",
+    "adapter_at_budget": "cartridges.evals.methods.adapter:adapter_at_budget",
 }
 own_methods: dict[str, Callable[["Workshop"], "Answerer"]] = {}
 
@@ -57,8 +60,8 @@ class Answerer:
 class Workshop:
     """What methods build from: `num_slots` is the budget, in tokens of keys and values.
 
-    `study` gives the conversations of self-study, which several methods share; `folder` keeps what was built, so that
-    nothing is built twice.
+    `study` gives the conversations of self-study, which several methods share, and `study_config` tells how they were
+    made where that is not the model's preset; `folder` keeps what was built, so that nothing is built twice.
     """
 
     engine: Engine
@@ -69,6 +72,7 @@ class Workshop:
     train: TrainConfig
     max_new_tokens: int = 160
     longest_question: int = 64
+    study_config: SynthesizeConfig | None = None
 
     @property
     def room(self) -> int:

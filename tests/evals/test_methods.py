@@ -8,6 +8,7 @@ from cartridges.engine.engine import Engine
 from cartridges.errors import InputError
 from cartridges.evals.harness import run
 from cartridges.evals.method import Answerer, Workshop, built, own_methods
+from cartridges.evals.methods.adapter import rank_for as adapter_rank_for
 from cartridges.evals.methods.lora import rank_for
 from cartridges.evals.methods.retrieval import Bm25, own_vectors
 from cartridges.model import load_model
@@ -83,6 +84,16 @@ def test_lora_has_no_more_bytes_than_the_slots_and_leaves_the_model_alone(shop, 
     assert again.kept_bytes == record.kv_bytes and again.build_s == record.build_s
     with pytest.raises(InputError, match=r"expected at least .* those of rank 1"):
         rank_for(model, 100)
+
+
+def test_adapters_leave_the_model_alone_and_one_keeps_to_the_budget(shop, task):
+    model = shop.engine.model
+    before = model.hf.get_decoder().layers[0].mlp.down_proj.weight.clone()
+    whole, cut = run(task, "adapter", shop), run(task, "adapter_at_budget", shop)
+    assert 0 < cut.kv_bytes <= model.kv_bytes(shop.num_slots) < whole.kv_bytes
+    assert (model.hf.get_decoder().layers[0].mlp.down_proj.weight == before).all()
+    with pytest.raises(InputError, match=r"expected at least .* those of rank 1"):
+        adapter_rank_for(model, 100)
 
 
 def test_bm25_ranks_as_its_formula_does():

@@ -16,6 +16,7 @@ SIZED = {
     "eviction": "eviction by attention",
 }
 ONCE = {"next_token": "next-token on conversations", "raw_text": "next-token on raw text", "lora": "LoRA"}
+ONCE |= {"adapter": "adapter of any size", "adapter_at_budget": "adapter"}
 TARGETS = {20: 0.97, 50: 0.93, 100: 0.85}
 TITLE = "Self-study matches the full context with far fewer bytes"
 PUBLISHED = (
