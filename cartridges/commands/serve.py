@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import click
 from cartridges.errors import CartridgesError, InputError
 
 if TYPE_CHECKING:
+    from cartridges.model import Model
     from cartridges.serving.settings import Keys, ServeConfig
 
 API_KEY, ADMIN_KEY = "CARTRIDGES_API_KEY", "CARTRIDGES_ADMIN_KEY"
@@ -154,6 +156,15 @@ def _check_fit(folders: Sequence[tuple[str, Path]]) -> None:
         check_fits(manifest, manifests[0].model)
 
 
+def _with_adapters(adapters: Sequence[Path], model: str | None, device: str) -> "Model":
+    from cartridges.commands.weights import Weights
+
+    merged = Weights.load(adapters, model, device).merged
+    called = adapter_name(adapters, merged.adapter.manifest.name)
+    merged.model.identity = merged.model.identity.model_copy(update={"model_id": called})
+    return merged.model
+
+
 def _serve_own(
     folders: Sequence[tuple[str, Path]],
     adapters: Sequence[Path],
@@ -172,17 +183,18 @@ def _serve_own(
     from cartridges.engine.engine import Engine
     from cartridges.model import POCKET, load_for, load_model
 
-    if adapters:
-        from cartridges.commands.weights import Weights
+    def load() -> "Model":
+        if adapters:
+            return _with_adapters(adapters, model, device)
+        return (
+            load_for(Manifest.read(folders[0][1]).model, model, device)
+            if folders
+            else load_model(model or POCKET, device)
+        )
 
-        merged = Weights.load(adapters, model, device).merged
-        used = merged.model
-        called = adapter_name(adapters, merged.adapter.manifest.name)
-        used.identity = used.identity.model_copy(update={"model_id": called})
-    elif folders:
-        used = load_for(Manifest.read(folders[0][1]).model, model, device)
-    else:
-        used = load_model(model or POCKET, device)
+    # In a thread that ends: one that lives on keeps its OpenMP pool, and two of them halve the engine's speed on a CPU.
+    with ThreadPoolExecutor(1) as pool:
+        used = pool.submit(load).result()
     engine = Engine(used)
     for name, folder in folders:
         if name == used.identity.model_id:
