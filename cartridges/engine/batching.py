@@ -113,10 +113,12 @@ class Batching:
                 self._end(chunk.sequence, "error", error)
             return
         place, ready, rows = 0, [], []
-        for chunk in chunks:
-            told_MV, place = logits_MV[place : place + chunk.num_wanted], place + chunk.num_wanted
+        num_told = [chunk.num_wanted for chunk in chunks]
+        for chunk in chunks:  # before any leaves: what its row is filled with must keep what this step read
+            chunk.sequence.num_read += chunk.num_new
+        for chunk, num in zip(chunks, num_told, strict=True):
             sequence, task = chunk.sequence, chunk.sequence.task
-            sequence.num_read += chunk.num_new
+            told_MV, place = logits_MV[place : place + num], place + num
             if isinstance(task, Target):
                 task.logits.append(told_MV.clone())
                 if not sequence.num_unread:

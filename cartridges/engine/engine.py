@@ -26,6 +26,7 @@ from cartridges.engine.request import EngineStats, Event, Request, Result, check
 from cartridges.engine.runner import Runner
 from cartridges.engine.scheduler import Sequence as Read
 from cartridges.engine.shelf import Shelf
+from cartridges.engine.turn import Turn
 from cartridges.errors import InputError
 from cartridges.model import Model, load_model
 
@@ -61,7 +62,8 @@ class Engine:
         self.runner = Runner(self.model, bool(autocast_bf16))
         self.batching = Batching(self.runner, kv_tokens_total or max(KV_TOKENS, 2 * self.model.window))
         self.shelf = Shelf(self.model)
-        self._turn = threading.RLock()
+        self._turn = Turn()
+        self._starting = threading.Lock()
         self._submitted: dict[Handle, Read] = {}
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -109,7 +111,7 @@ class Engine:
 
     def start(self) -> None:
         """Have a thread that works on what is handed in; `submit` does so by itself."""
-        with self._turn:
+        with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
                 self._thread.start()

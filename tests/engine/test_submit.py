@@ -182,3 +182,38 @@ def test_whatever_comes_in_whatever_order_nothing_is_lost(qwen):
     engine.close()
     engine.check()
     assert engine.batching.scheduler.blocks.used == engine.batching.scheduler.blocks.pinned == 0
+
+
+def test_a_row_that_moves_keeps_what_the_same_step_read(qwen):
+    """A shared beginning ends in the step in which the last row of its size is read; that row moves to its place."""
+    engine = checked(Engine(qwen))
+    shared = Request((*ids_of(qwen, 3, 30), *ids_of(qwen, 4, 5)), 8, shared_len=30, stop_ids=NEVER)
+    requests = [shared, *(Request(ids_of(qwen, seed, 50), 8, stop_ids=NEVER) for seed in (5, 6))]
+    with engine._turn:  # all of them come in with one step, in the company of one under way
+        first = engine.submit(Request(ids_of(qwen, 1, 5), 900, stop_ids=NEVER))
+        for _ in range(2):
+            engine.batching.step()
+        handles = [engine.submit(request) for request in requests]
+    results = [handle.result(60).token_ids for handle in handles]
+    first.abort()
+    engine.close()
+    assert results == [judge_generate(qwen, request) for request in requests]
+
+
+def test_others_get_their_turn_while_the_thread_works(qwen):
+    engine = Engine(qwen)
+    long = engine.submit(Request(ids_of(qwen, 1, 5), 900, stop_ids=NEVER))
+    for number in range(3):
+        engine.generate([Request(ids_of(qwen, number, 5), 1, stop_ids=NEVER)])
+        engine.check()
+    assert not long.done
+    long.abort()
+    engine.close()
+
+
+def test_distributions_that_end_do_not_touch_those_half_read(qwen):
+    engine = in_small_steps(Engine(qwen), 24)
+    targets = [(ids_of(qwen, seed, length), ids_of(qwen, seed + 50, 4), None, 0) for seed, length in ((1, 9), (2, 30))]
+    for (prompt, target, _, _), found in zip(targets, engine.distributions_batch(targets), strict=True):
+        expected = judge_logprobs(qwen, Request(prompt, 0), target[:-1])[len(prompt) - 1 :]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
