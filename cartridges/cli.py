@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "claims": "Measure the field's claims on the bundled model.",
     "chat": "Talk to a cartridge.",
     "serve": "Answer requests in the form of the OpenAI API.",
-    "show": "Tell what a cartridge is.",
+    "show": "Tell what a cartridge or an adapter is.",
     "demo": "Build, measure and try a cartridge of the bundled documents.",
     "pocket train": "Train the pocket model from nothing.",
     "pocket eval": "Measure the pocket model.",

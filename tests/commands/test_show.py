@@ -7,9 +7,12 @@ import sys
 import pytest
 from safetensors import safe_open
 
+from cartridges.adapter import MANIFEST as ADAPTER_MANIFEST
+from cartridges.adapter import TENSORS as ADAPTER_TENSORS
 from cartridges.cartridge import MANIFEST, TENSORS, Cartridge
 from cartridges.corpus import Corpus
 from cartridges.initialization import InitializeConfig, initialize
+from tests.adapters import random_adapter
 from tests.architectures import tiny
 
 COMMAND = "show"
@@ -20,6 +23,11 @@ CORPUS = Corpus.from_texts({"a.txt": "The ward has nine beds and one door. " * 2
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer):
     return tiny("gemma3", tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tiny_tokenizer):
+    return tiny("qwen3", tiny_tokenizer)
 
 
 def put(model, folder, num_slots=12) -> Cartridge:
@@ -140,3 +148,32 @@ def test_it_imports_no_torch(folder):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_adapter_is_told(call, refused, qwen3, tmp_path):
+    made = random_adapter(qwen3, bias=True, rank=3)
+    made.manifest.transmutation = {"method": "down", "ridge": 0.1}
+    made.manifest.metrics = {"seconds": 2.5, "layers": [{"unexplained": 0.25}, {"unexplained": 0.5}]}
+    made.manifest.dataset_digests, made.manifest.created = ["d" * 64], "2026-01-02"
+    made.save(tmp_path)
+    code, stdout, stderr = call(tmp_path)
+    assert (code, stderr) == (0, "")
+    size = (tmp_path / ADAPTER_TENSORS).stat().st_size
+    assert {line[:12].strip(): line[13:] for line in stdout.splitlines()} == {
+        "adapter": f"adapter-0, digest {made.digest[:12]}",
+        "size": f"rank 3, 2 biases, {size / 1e6:.2f} MB, float32",
+        "changes": "mlp.down_proj of 2 layers",
+        "model": "tiny-qwen3 (qwen3, 2 layers, 2 KV heads of 16)",
+        "made by": "down, ridge 0.1, 2.5 s",
+        "unexplained": "25% to 50% of what was to be added, by layer",
+        "made": "2026-01-02, data dddddddddddd",
+        "folder": str(tmp_path),
+    }
+    told = json.loads(call(tmp_path, "--json")[1])
+    assert told.pop("num_bytes") == size
+    assert told == json.loads((tmp_path / ADAPTER_MANIFEST).read_text())
+    assert "is an adapter, which has none; leave it out" in refused(tmp_path, "--slots", 3)
+    raw = bytearray((tmp_path / ADAPTER_TENSORS).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / ADAPTER_TENSORS).write_bytes(raw)
+    assert "do not belong together (another digest)" in refused(tmp_path)
