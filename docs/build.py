@@ -84,6 +84,18 @@ def transmute_table() -> str:
     return "\n\n".join(parts)
 
 
+def transmute_ridge() -> str:
+    """Method "down" by its ridge, on validation documents."""
+    part = json.loads((ROOT / "docs" / "results" / "transmute.json").read_text())["ridge"]
+    lines = ["| ridge | lookup | multiple choice | KL | general |", "|---|---|---|---|---|"]
+    for row in part["rows"]:
+        shares = " | ".join(f"{row[name]:.0%}" for name in ("lookup", "multiple_choice"))
+        mark = " (default)" if row["ridge"] == part["chosen"] else ""
+        lines.append(f"| {row['ridge']:g}{mark} | {shares} | {row['kl_per_token']:.2f} | {row['general']:.0%} |")
+    origin = f"`{part['command']}`, {part['hardware']}, {part['seconds']} s, commit {part['commit']}"
+    return "\n".join([*lines, "", f"Two documents, {part['num_conversations']} conversations each. {origin}"])
+
+
 def transmute_memory() -> str:
     """Peak memory of a process by the number of conversations."""
     part = json.loads((ROOT / "docs" / "results" / "transmute.json").read_text())["memory"]
@@ -107,6 +119,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "pocket_demo": pocket_demo,
     "demo": demo,
     "transmute_table": transmute_table,
+    "transmute_ridge": transmute_ridge,
     "transmute_memory": transmute_memory,
     "claims": claims,
 }
