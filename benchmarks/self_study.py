@@ -34,7 +34,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "8 conversations on a chunk": {"conversations_per_chunk": 8},
     "messages at temperature 0.7": {"question": {"temperature": 0.7, "max_new_tokens": 96}},
     "5% general conversations": {"general_share": 0.05},
+    "3,072 conversations, 1,200 steps": {"num_conversations": 3072, "max_steps": 1200},
+    "6,144 conversations, 2,400 steps": {"num_conversations": 6144, "max_steps": 2400},
 }
+TRAINED = ("max_steps",)  # fields of the training, all others are of self-study
 
 
 def main() -> None:
@@ -55,15 +58,17 @@ def main() -> None:
         RESULT.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def arm(engine: Engine, runs: Path, study: dict[str, Any]) -> dict[str, Any]:
+def arm(engine: Engine, runs: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Accuracy on each corpus, of the cartridge and of the full context, and what making it took."""
+    study = {name: value for name, value in values.items() if name not in TRAINED}
+    training = {name: value for name, value in values.items() if name in TRAINED}
     accuracy, full, losses, seconds = [], [], [], []
     for seed in SEEDS:
         lab = Lab(engine, ClaimsConfig(seed=seed), runs / f"seed-{seed}")
         task = lab.task(split="validation")
         num_slots = lab.slots_for(task.corpus, FACTOR)
         data = lab.study(task.corpus, **study)
-        made = lab.train(data, task.corpus, num_slots)
+        made = lab.train(data, task.corpus, num_slots, **training)
         record = lab.measure(task, lab.answers(made, data), f"cartridge-{made.digest[:8]}", "cartridge")
         accuracy.append(round(record.accuracy, 4))
         full.append(round(lab.run(task, "full_context", "full context", num_slots).accuracy, 4))
