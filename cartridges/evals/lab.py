@@ -46,6 +46,7 @@ class ClaimsConfig(Config):
         ["question", "use_case"], description="of the study where look-ups are asked; chosen on validation documents"
     )
     steps: int = Field(600, gt=0, description="of each training")
+    thorough: int = Field(4, ge=1, description="times the study and the steps of a second row at 20x and more; 1: none")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
     windows: list[int] = Field([1, 2, 4, 8], description="how many windows of corpus")
@@ -59,6 +60,7 @@ class ClaimsConfig(Config):
             "num_items": 300,
             "num_conversations": 8192,
             "steps": 4000,
+            "thorough": 1,
             "factors": [2, 5, 10, 20, 50, 100],
             "window": 2048,
             "num_composed": [2, 4, 8],
@@ -68,6 +70,7 @@ class ClaimsConfig(Config):
             "num_items": 10,
             "num_conversations": 64,
             "steps": 3,
+            "thorough": 2,
             "factors": [5, 20],
             "window": 768,
             "windows": [1, 2],
@@ -131,7 +134,7 @@ class Lab:
     def training(self, num_slots: int, **values: Any) -> TrainConfig:
         """A training of the preset's length."""
         told = {"max_steps": self.config.steps, "slots": num_slots, **values}
-        told["eval_every"] = max(1, min(50, told["max_steps"] // 4))
+        told["eval_every"] = max(1, told["max_steps"] // 12)
         return TrainConfig.resolve("pocket", values=told)
 
     def train(self, dataset: Dataset | None, corpus: Corpus, num_slots: int, **values: Any) -> Cartridge:

@@ -1,9 +1,13 @@
 """Claim a: self-study matches the full context at a fraction of its bytes; all methods at equal bytes."""
 
+from typing import Any
+
 from cartridges.errors import InputError
 from cartridges.evals.finding import Check, Finding, point
 from cartridges.evals.lab import Lab
 from cartridges.evals.method import METHODS
+from cartridges.evals.record import Record
+from cartridges.evals.task import Task
 
 SIZED = {
     "cartridge": "cartridge",
@@ -52,8 +56,9 @@ def capacity(lab: Lab) -> Finding:
             finding.rows.append(row)
             finding.curves.setdefault(label, []).append(point(factor, row))
             if name == "cartridge" and factor in TARGETS:
-                of = row["ratio"]
-                finding.checks.append(Check(f"cartridge over full context at {factor}x", TARGETS[factor], of and of[0]))
+                add_ratio(finding, "cartridge", factor, row)
+                if lab.config.thorough > 1:
+                    add_thorough(finding, lab, task, full, factor)
     add_lead(finding)
     finding.notes.append(
         f"the study's seed prompts are of the kinds {', '.join(lab.config.seed_kinds or ['all'])}, as look-ups are "
@@ -63,12 +68,33 @@ def capacity(lab: Lab) -> Finding:
     return finding
 
 
+def add_ratio(finding: Finding, what: str, factor: int, row: dict[str, Any]) -> None:
+    """The target of this size."""
+    of = row["ratio"]
+    finding.checks.append(Check(f"{what} over full context at {factor}x", TARGETS[factor], of and of[0]))
+
+
+def add_thorough(finding: Finding, lab: Lab, task: Task, full: Record, factor: int) -> None:
+    """A second cartridge of this size, with several times the conversations and the steps."""
+    times = lab.config.thorough
+    num_slots = lab.slots_for(task.corpus, factor)
+    data = lab.study(task.corpus, num_conversations=times * lab.config.num_conversations)
+    made = lab.train(data, task.corpus, num_slots, max_steps=times * lab.config.steps)
+    label = f"cartridge, {times} times the study"
+    record = lab.measure(task, lab.answers(made, data), f"thorough-{num_slots}", f"{label}, {factor}x")
+    record.num_slots = num_slots
+    row = {**record.row(full), "factor": factor}
+    finding.rows.append(row)
+    finding.curves.setdefault(label, []).append(point(factor, row))
+    add_ratio(finding, label, factor, row)
+
+
 def add_lead(finding: Finding) -> None:
     """The cartridge against the best other method of each size from 20x on."""
     for factor in sorted({row["factor"] for row in finding.rows if row.get("factor", 0) >= 20}):
         rows = [row for row in finding.rows if row.get("factor") == factor]
         ours = next((row for row in rows if row["method"].startswith("cartridge")), None)
-        others = [row for row in rows if row is not ours]
+        others = [row for row in rows if row is not ours and not row["method"].startswith("thorough")]
         if ours and others:
             best = max(others, key=lambda row: row["accuracy"])
             lead = round(ours["accuracy"] - best["accuracy"], 4)
