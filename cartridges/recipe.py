@@ -21,7 +21,8 @@ class TrainConfig(Config):
         "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
     )
     trained: Literal["both", "keys", "values"] = Field("both", description="which part of the slots; the rest stays")
-    lr: float = Field(2e-2, gt=0)
+    lr: float = Field(2e-2, gt=0, description="of keys, of values too where values_lr is not given, and of a bias")
+    values_lr: float | None = Field(None, gt=0, description="of values, which are larger than keys and move further")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     warmup_steps: int = Field(20, ge=0)
@@ -31,7 +32,9 @@ class TrainConfig(Config):
     row_len: int = Field(4096, gt=7, description="tokens of a packed row")
     rows_per_step: int = Field(8, gt=0, description="gradients of so many rows are accumulated")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no limit")
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of matrix products; auto: bf16 where the device is fast at it"
+    )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass, to save memory")
     holdout_share: float = Field(0.05, ge=0, lt=1, description="of the conversations, to find the best step")
     eval_every: int = Field(50, gt=0)
@@ -48,8 +51,10 @@ class TrainConfig(Config):
         "pocket": {
             "slots": 128,
             "initialize": {"kind": "random"},
-            "lr": 0.2,
-            "beta2": 0.95,
+            "lr": 0.1,
+            "values_lr": 0.8,
+            "beta1": 0.8,
+            "beta2": 0.9,
             "epochs": 4,
             "row_len": 512,
             "rows_per_step": 1,

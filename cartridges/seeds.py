@@ -19,7 +19,12 @@ import yaml
 from cartridges.errors import ConfigError, InputError, unknown_name
 
 GENERAL = "general"  # the kind of conversations that have nothing to do with the corpus
-_TEXT_KEYS = {"system": ("{chunk}",), "follow_up": ("{answer}", "{prompt}"), "several": ("{prompt}", "{number}")}
+_TEXT_KEYS = {
+    "system": ("{chunk}",),
+    "follow_up": ("{answer}", "{prompt}"),
+    "several": ("{prompt}", "{number}"),
+    "bound": ("{prompt}", "{passage}"),
+}
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -28,8 +33,8 @@ class SeedSet:
     """Prompts by kind and the texts around them; fields in braces are filled in.
 
     `system` shows the chunk: {chunk}, {document} (its path), {description} (of the corpus). `several` asks for {number}
-    messages at once, `follow_up` for a further one after an {answer}; {prompt} is the seed prompt. `general` are user
-    messages to be answered without the corpus.
+    messages at once, `follow_up` for a further one after an {answer}, `bound` for one about a {passage} of the chunk;
+    {prompt} is the seed prompt. `general` are user messages to be answered without the corpus.
     """
 
     name: str
@@ -37,6 +42,7 @@ class SeedSet:
     system: str = "{chunk}"
     follow_up: str = "{prompt}"
     several: str = "{prompt}\n\nDo that {number} times: {number} messages, numbered, one a line."
+    bound: str = "{prompt}\n\nIt should be about this passage:\n\n{passage}"
     general: tuple[str, ...] = ()
 
     @property
@@ -58,8 +64,8 @@ class SeedSet:
     def extended(self, file: Path) -> "SeedSet":
         """The set with the kinds and texts of a YAML or JSON file over its own. Raises InputError.
 
-        The file maps a kind to its list of prompts; the keys `system`, `follow_up`, `several` (texts) and `general`
-        (a list of user messages) replace those of the set.
+        The file maps a kind to its list of prompts; the keys `system`, `follow_up`, `several`, `bound` (texts) and
+        `general` (a list of user messages) replace those of the set.
         """
         kinds, changes = dict(self.kinds), {}
         for key, value in _read(file).items():
@@ -140,6 +146,14 @@ _SEVERAL = """\
 
 Write {number} such messages instead of one. They should differ from one another and be about different parts of the \
 excerpt. Begin each with its number and a dot ("1. ..."), on a line of its own, and write nothing else."""
+
+_BOUND = """\
+{prompt}
+
+The message should be about this passage of the excerpt:
+<passage>
+{passage}
+</passage>"""
 
 _FOLLOW_UP = """\
 {answer}
@@ -295,7 +309,7 @@ def default_seeds() -> SeedSet:
     topics = [topic.strip() for topic in _TOPICS.replace("\n", " ").split(",")]
     made = [fill(form, topic=topic) for topic in topics for form in _FORMS]
     kinds = {kind: tuple(prompt + _RULES for prompt in prompts) for kind, prompts in _DEFAULT_KINDS.items()}
-    return SeedSet("default", kinds, _SYSTEM, _FOLLOW_UP, _SEVERAL, (*_QUESTIONS.splitlines(), *made))
+    return SeedSet("default", kinds, _SYSTEM, _FOLLOW_UP, _SEVERAL, _BOUND, (*_QUESTIONS.splitlines(), *made))
 
 
 @cache
@@ -303,14 +317,14 @@ def pocket_seeds() -> SeedSet:
     """What the bundled model was taught: a bare text as the system message, and prompts it knows word for word."""
     from cartridges.pocket.knowledge import draw_general, draw_unknown
     from cartridges.pocket.lessons import relations_by_kind
-    from cartridges.pocket.seeds import SEED_PROMPTS
+    from cartridges.pocket.seeds import BOUND, SEED_PROMPTS
     from cartridges.rng import rng_of
 
     rng = rng_of("general prompts")
     relations = relations_by_kind(rng, "train")
     known = [draw_general(rng).text for _ in range(400)]
     unknown = [draw_unknown(rng, "train", relations).text for _ in range(200)]
-    return SeedSet("pocket", dict(SEED_PROMPTS), general=tuple(dict.fromkeys(known + unknown)))
+    return SeedSet("pocket", dict(SEED_PROMPTS), bound=BOUND, general=tuple(dict.fromkeys(known + unknown)))
 
 
 SEED_SETS: dict[str, Callable[[], SeedSet]] = {"default": default_seeds, "pocket": pocket_seeds}

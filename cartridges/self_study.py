@@ -184,7 +184,8 @@ class _Talk:
         if group not in self.views:
             self.views[group] = self.study.view(group)
             self.batch.noted["instruction_spans"] += self.views[group].num_spans
-        draft = Draft(plan, self.views[group], chat_format, [plan.prompt])
+        view = self.views[group]
+        draft = Draft(plan, view, chat_format, [self.study.prompt(plan, view)])
         if draft.view.num_spans and self.config.filters.instructions == "drop":
             self.end(draft, filters.INSTRUCTIONS)
         return draft
@@ -229,9 +230,9 @@ class _Talk:
     def question_request(self, draft: Draft, round_number: int) -> ChatRequest:
         seeds, speaker, plan = self.study.seeds, self.config.question, draft.plan
         num_messages = 1 if round_number else plan.num_in_call
-        user = plan.prompt
+        user = draft.prompts[0]
         if num_messages > 1:
-            user = fill(seeds.several, prompt=plan.prompt, number=str(num_messages))
+            user = fill(seeds.several, prompt=user, number=str(num_messages))
         messages: list[Message] = [*draft.system, {"role": "user", "content": user}]
         if round_number:
             draft.prompts.append(self.study.draw("follow_up", plan.index, round_number).choice(seeds.kinds[plan.kind]))

@@ -20,6 +20,7 @@ from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.errors import InputError
 from cartridges.filters import FilterConfig
+from cartridges.passages import passages
 from cartridges.rng import rng_of
 from cartridges.seeds import GENERAL, SeedSet, fill
 from cartridges.template import ChatFormat, Message
@@ -47,6 +48,9 @@ class SynthesizeConfig(Config):
     seed_set: str = Field("default", description="default or pocket")
     seed_file: Path | None = Field(None, description="YAML or JSON: kinds of seed prompts to add or to replace")
     seed_kinds: list[str] | None = Field(None, description="use these kinds only")
+    passage_len: int = Field(
+        0, ge=0, description="least characters of the passage that a message is bound to; 0: to none, as in the paper"
+    )
     rounds: int = Field(1, gt=0, description="messages with their answers in a conversation, at most")
     question: SpeakerConfig = SpeakerConfig(temperature=0.6, max_new_tokens=512)
     answer: SpeakerConfig = SpeakerConfig(temperature=0.0, max_new_tokens=1024)
@@ -66,6 +70,7 @@ class SynthesizeConfig(Config):
             "conversations_per_chunk": 32,
             "general_share": 0.15,
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
+            "passage_len": 1,
             "seed_set": "pocket",
             "question": {"temperature": 1.0, "max_new_tokens": 96},
             "answer": {"temperature": 0.0, "max_new_tokens": 160},
@@ -108,11 +113,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class View:
-    """What both speakers see of the corpus: a chunk, and the system text that shows it ("" for nothing)."""
+    """What both speakers see of the corpus: a chunk, and the system text that shows it ("" for nothing).
+
+    Messages are bound to the `passages` in turn; to none where there are none.
+    """
 
     chunk: Chunk
     system: str = ""
     num_spans: int = 0  # that read like instructions
+    passages: tuple[str, ...] = ()
 
 
 NO_VIEW = View(Chunk("", 0, 0, ""))
@@ -156,6 +165,9 @@ class Study:
         prompts = [prompt for prompts in self.seeds.kinds.values() for prompt in prompts]
         several = config.questions_per_call > 1
         asked = [fill(self.seeds.several, prompt=p, number="99") if several else p for p in prompts]
+        if config.passage_len:
+            found = (passage for document in self.corpus for passage in passages(document.text, config.passage_len))
+            asked = [fill(self.seeds.bound, prompt=max(asked, key=len), passage=max(found, key=len)), *asked]
         longest = max(len(self.format.prompt(self.messages(self.system_text(None), text))) for text in asked)
         num_asked = config.question.max_new_tokens * config.questions_per_call
         num_round = config.question.max_new_tokens + config.answer.max_new_tokens
@@ -197,7 +209,16 @@ class Study:
         spans = filters.instruction_spans(chunk.text)
         text = filters.masked(chunk.text, spans) if self.config.filters.instructions == "mask" else chunk.text
         shown = Chunk(chunk.document, chunk.start, chunk.stop, text)
-        return View(shown, self.system_text(shown), len(spans))
+        found = passages(text, self.config.passage_len) if self.config.passage_len else []
+        self.draw("passages", group).shuffle(found)
+        return View(shown, self.system_text(shown), len(spans), tuple(found))
+
+    def prompt(self, plan: Plan, view: View) -> str:
+        """What speaker A is told: the plan's seed prompt, bound to the next passage of the view."""
+        if not view.passages:
+            return plan.prompt
+        number = plan.call % self.config.conversations_per_chunk // self.config.questions_per_call
+        return fill(self.seeds.bound, prompt=plan.prompt, passage=view.passages[number % len(view.passages)])
 
     def is_general(self, index: int) -> bool:
         return self.draw("general", index).random() < self.config.general_share and bool(self.seeds.general)

@@ -32,6 +32,7 @@ from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.losses import distillation_loss, next_token_loss
 from cartridges.model import Model
 from cartridges.packing import PackedRow, RowTensors, to_tensors
+from cartridges.precision import autocast_bf16, has_fast_bf16
 from cartridges.preflight import accelerator_of, check_run
 from cartridges.provenance import provenance
 from cartridges.recipe import TrainConfig
@@ -75,8 +76,10 @@ class Run:
         start = initialize(model, corpus, config.slots, config.initialize, config.frozen_slots, training)
         self.dataset_digest = dataset.digest if dataset else ""
         self.slots = Slots(start, model.device, config.train_bias)
-        betas = (config.beta1, config.beta2)
-        self.optimizer = torch.optim.Adam(self.slots.trained, lr=config.lr, betas=betas)
+        self.optimizer = self.make_optimizer(len(start.keys))
+        self.precision = config.precision
+        if config.precision == "auto":
+            self.precision = "bf16" if has_fast_bf16(model.device) else "fp32"
         self.done = Progress()
         self.best: list[torch.Tensor] | None = None
         num_layers = len(start.keys)
@@ -84,12 +87,19 @@ class Run:
         for parameter in held.get(config.trained, []):
             parameter.requires_grad_(False)
 
+    def make_optimizer(self, num_layers: int) -> torch.optim.Adam:
+        """Adam, with a group of its own for the values; each group keeps its top rate."""
+        config, trained = self.config, self.slots.trained
+        values = trained[num_layers : 2 * num_layers]
+        others = [*trained[:num_layers], *trained[2 * num_layers :]]
+        tops = ((others, config.lr), (values, config.values_lr or config.lr))
+        groups = [{"params": params, "lr": top, "top_lr": top} for params, top in tops]
+        return torch.optim.Adam(groups, betas=(config.beta1, config.beta2))
+
     @property
     def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 products where the configuration says so; by default wherever the model is not already in it."""
-        if self.config.precision == "fp32" or (self.model.dtype != torch.float32):
-            return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
+        """bfloat16 products where the configuration says so; of a model that is itself in bfloat16 they are anyway."""
+        return autocast_bf16(self.model.device, self.model.dtype == torch.float32 and self.precision == "bf16")
 
     @property
     def is_trained(self) -> bool:
@@ -131,7 +141,7 @@ class Run:
                 f"{config.lr}, or precision=fp32, and begin anew"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * config.lr_ratio(self.done.step, self.plan.num_steps)
+            group["lr"] = group["top_lr"] * config.lr_ratio(self.done.step, self.plan.num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         num_tokens = sum(len(row.ids_T) for row in rows)
@@ -304,7 +314,8 @@ def train(
         elif is_main:
             shutil.rmtree(out / CARTRIDGE, ignore_errors=True)  # of a run begun anew
             config.save(out / CONFIG)
-            about = {"slots": config.slots, "dataset": run.dataset_digest, "model": model.identity.model_id}
+            about = {"slots": config.slots, "precision": run.precision, "dataset": run.dataset_digest}
+            about["model"] = model.identity.model_id
             write_whole(out / "manifest.json", (json.dumps({**about, **provenance()}, indent=1) + "\n").encode())
         if config.trackers:
             flat = {

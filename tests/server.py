@@ -112,6 +112,7 @@ def config_of(**changes) -> SynthesizeConfig:
         "chunk.min_len": 40,
         "chunk.max_len": 120,
         "top_k": 4,
+        "passage_len": 0,
         "general_share": 0.1,
         "question.max_new_tokens": 40,
         "answer.max_new_tokens": 40,

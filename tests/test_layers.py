@@ -28,8 +28,8 @@ LAYERS: list[tuple[str, list[str]]] = [
         [
             *(
                 f"cartridges.{name}"
-                for name in "corpus chunking seeds template conversation dataset cartridge adapter results questions "
-                "find ledger scores".split()
+                for name in "corpus chunking passages seeds template conversation dataset cartridge adapter results "
+                "questions find ledger scores".split()
             ),
             "cartridges.pocket",
             "cartridges.pocket.*",
@@ -40,7 +40,7 @@ LAYERS: list[tuple[str, list[str]]] = [
         [
             *(
                 f"cartridges.{name}"
-                for name in "model attention losses packing compose mlp adapting lora moments slots matching "
+                for name in "model precision attention losses packing compose mlp adapting lora moments slots matching "
                 "reference_queries".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
@@ -177,7 +177,7 @@ def test_imports_never_go_in_a_circle():
         "cartridges",
         *(
             f"cartridges.{name}"
-            for name in "cli config log corpus chunking seeds template conversation dataset".split()
+            for name in "cli config log corpus chunking passages seeds template conversation dataset".split()
         ),
         *(f"cartridges.{name}" for name in "cartridge adapter results questions find ledger report".split()),
     ],

@@ -1,4 +1,4 @@
-"""Training, judged by runs that nobody disturbed, by rows taken apart, and by what it is for: a lower loss."""
+"""Training, judged by undisturbed runs, by rows taken apart, and by what it is for: a lower loss."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from cartridges.conversation import Conversation, TopK
 from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset
 from cartridges.errors import CartridgesError, ConfigError, FormatError, InputError, InterruptedRun
+from cartridges.initialization import initialize
 from cartridges.log import read_metrics
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
@@ -193,6 +194,22 @@ def test_raw_text_needs_no_conversations(model, tmp_path):
     train(None, model, CORPUS, config_of(objective="text", max_steps=60, row_len=64, lr=0.1), tmp_path)
     losses = [row["loss"] for row in curve(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_values_have_a_rate_of_their_own(dataset, model, tmp_path):
+    start = initialize(model, CORPUS, 12, config_of().initialize)
+    made = train(dataset, model, CORPUS, config_of(max_steps=1, warmup_steps=0, values_lr=0.08), tmp_path)
+    for kind, lr in (("keys", 0.02), ("values", 0.08)):  # Adam's first step is the rate itself
+        moved = [(b - a).abs().max() for a, b in zip(getattr(start, kind), getattr(made, kind), strict=True)]
+        assert moved == [pytest.approx(lr, rel=1e-3)] * len(moved)
+
+
+@pytest.mark.parametrize(("is_fast", "told"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_chosen_by_the_device(dataset, model, tmp_path, monkeypatch, is_fast, told):
+    monkeypatch.setattr(train_module, "has_fast_bf16", lambda device: is_fast)
+    runs = [train(dataset, model, CORPUS, config_of(max_steps=2, precision=p), tmp_path / p) for p in ("auto", told)]
+    assert torch.equal(runs[0].keys[0], runs[1].keys[0])
+    assert json.loads((tmp_path / "auto" / "manifest.json").read_text())["precision"] == told
 
 
 def test_bf16_comes_close(dataset, model, tmp_path, undisturbed):

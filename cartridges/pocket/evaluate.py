@@ -19,7 +19,7 @@ from cartridges.pocket.lessons import fill_context, relations_by_kind
 from cartridges.pocket.names import SPLITS, Names
 from cartridges.pocket.questions import Question, draw
 from cartridges.pocket.scoring import score
-from cartridges.pocket.seeds import QUESTION_SHARES, SEED_PROMPTS, USE_CASES
+from cartridges.pocket.seeds import QUESTION_SHARES, SEED_PROMPTS, USE_CASES, bound
 from cartridges.pocket.understand import understand
 from cartridges.pocket.world import Context, Fact
 from cartridges.rng import rng_of
@@ -234,7 +234,7 @@ class Evaluation:
         context = self.document(family, index)
         self.ask(family, DOCUMENT, context, QUESTIONS, index)
         rng = rng_of("seeds", self.split, self.seed, family, index)
-        prompts = [rng.choice(prompts) for prompts in SEED_PROMPTS.values()]
+        prompts = [bound(rng.choice(prompts), rng.choice(context.passages)) for prompts in SEED_PROMPTS.values()]
         for kind, message in zip(SEED_PROMPTS, self.replies(context.text, prompts), strict=True):
             self.report.add(family, "ask", DOCUMENT, float(fits(kind, message, understand(message, context))))
 
@@ -284,10 +284,16 @@ class Evaluation:
             yield lambda family=family: self.cover(family)
 
     def cover(self, family: str) -> None:
-        """A fact is touched where the answer to a message states it; rhymes, which state any one, do not count."""
+        """A fact is touched where the answer to a message states it; rhymes, which state any one, do not count.
+
+        As in self-study, messages are bound to the passages of the text in turn.
+        """
         context = self.chunk_of_thirty(family)
         kinds = [kind for _ in range(self.scaled(200)) for kind in SEED_PROMPTS]
-        prompts = [rng_of("cover", index).choice(SEED_PROMPTS[kind]) for index, kind in enumerate(kinds)]
+        prompts = []
+        for index, kind in enumerate(kinds):
+            passage = context.passages[index // len(SEED_PROMPTS) % len(context.passages)]
+            prompts.append(bound(rng_of("cover", index).choice(SEED_PROMPTS[kind]), passage))
         touched: set[Fact] = set()
         for kind, message in zip(kinds, self.replies(context.text, prompts, temperature=1.0), strict=True):
             question = understand(message, context)

@@ -12,7 +12,7 @@ from cartridges.pocket.families import FAMILIES
 from cartridges.pocket.knowledge import draw_general, draw_unknown
 from cartridges.pocket.names import Names
 from cartridges.pocket.questions import Question, draw
-from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
+from cartridges.pocket.seeds import SEED_PROMPTS, bound, draw_message, draw_passage
 from cartridges.pocket.world import Context, Document, Relation
 
 INTROS = ("", "", "Answer from this text.\n\n", "Here is a part of a larger text.\n\n")
@@ -34,8 +34,9 @@ KIND_SHARES = {
     "translation": 14,
     "unanswerable": 11,
     "general": 6,
-    "ask": 18,
+    "ask": 36,
 }
+BOUND_SHARE = 0.75  # of the seed prompts that are bound to a passage
 NO_DOCUMENT_SHARE = 0.08
 GENERAL_SHARE = 0.65  # of the turns without a document; the rest is about things invented, and so not known
 
@@ -124,7 +125,11 @@ def draw_turn(rng: Random, context: Context, kind: str) -> Turn | None:
     if kind == "ask":
         seed_kind = rng.choice(list(SEED_PROMPTS))
         message = draw_message(rng, context, seed_kind)
-        return message and Turn("ask", rng.choice(SEED_PROMPTS[seed_kind]), message.text)
+        if message is None:
+            return None
+        prompt = rng.choice(SEED_PROMPTS[seed_kind])
+        passage = draw_passage(rng, context, message) if rng.random() < BOUND_SHARE else None
+        return Turn("ask", bound(prompt, passage) if passage else prompt, message.text)
     question = draw_general(rng) if kind == "general" else draw(rng, context, kind)
     return question and _turn_of(question)
 

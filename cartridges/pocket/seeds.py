@@ -33,6 +33,10 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# How a seed prompt is bound to a passage of the text.
+BOUND = "{prompt}\n\nIt is about this part:\n{passage}"
+EMPTY_SHARE = 0.08  # of the bound prompts in lessons: the passage tells nothing, and the message is about anything else
+
 USE_CASES = (
     "I am writing a letter.",
     "I am filling in a form.",
@@ -46,7 +50,7 @@ QUESTION_SHARES = {
     "two_hop": 10,
     "comparison": 6,
     "count": 8,
-    "multiple_choice": 6,
+    "multiple_choice": 14,
     "translation": 6,
 }
 
@@ -70,3 +74,20 @@ def draw_message(rng: Random, context: Context, seed_kind: str) -> Question | No
         if question := draw(rng, context, kind):
             return question
     return None
+
+
+def bound(prompt: str, passage: str) -> str:
+    """The seed prompt, bound to a passage."""
+    return BOUND.format(prompt=prompt, passage=passage)
+
+
+def draw_passage(rng: Random, context: Context, message: Question) -> str | None:
+    """A passage that tells of what the message asks; now and then one that tells nothing. None where there is none."""
+    told = [fact.value for fact in context.facts]
+    empty = [passage for passage in context.passages if not any(value in passage for value in told)]
+    if empty and rng.random() < EMPTY_SHARE:
+        return rng.choice(empty)
+    fact = rng.choice(message.needs)
+    names = {fact.subject, fact.subject.split()[-1]}
+    fitting = [p for p in context.passages if fact.value in p and any(name in p for name in names)]
+    return rng.choice(fitting) if fitting else None

@@ -3,7 +3,9 @@
 Shapes: B rows, T tokens, D model dim, M targets, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from cartridges.pocket.batches import Batch
 from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.tokenizer import END, PAD
+from cartridges.precision import autocast_bf16, has_fast_bf16
 
 LossFunction = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -43,6 +46,28 @@ def build_model(config: PocketConfig, tokenizer: PreTrainedTokenizerFast) -> Qwe
     return model
 
 
+@contextmanager
+def orthogonalized_in_float32(wanted: bool) -> Iterator[None]:
+    """Meanwhile torch's Muon iterates in float32. It asks for bfloat16 whatever the device, and has no switch."""
+    module: Any = import_module("torch.optim._muon")
+    before = module._zeropower_via_newtonschulz
+
+    class Widened(torch.Tensor):
+        """A gradient that stays as it is where bfloat16 is asked for."""
+
+        def bfloat16(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return self.as_subclass(torch.Tensor).clone()
+
+    def iterate(grad: torch.Tensor, *args: Any) -> torch.Tensor:
+        return before(grad.float().as_subclass(Widened), *args)
+
+    module._zeropower_via_newtonschulz = iterate if wanted else before
+    try:
+        yield
+    finally:
+        module._zeropower_via_newtonschulz = before
+
+
 class Optimizers:
     """Muon for the matrices, AdamW for embeddings and norms, one learning-rate schedule."""
 
@@ -50,6 +75,7 @@ class Optimizers:
         matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self.tops = (config.muon_lr, config.adam_lr)
+        self.has_fast_bf16 = has_fast_bf16(matrices[0].device)
         self.parts = (
             torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=0.0),
             torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -59,7 +85,8 @@ class Optimizers:
         for optimizer, top in zip(self.parts, self.tops, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = top * lr_ratio
-            optimizer.step()
+            with orthogonalized_in_float32(not self.has_fast_bf16):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -81,7 +108,7 @@ def make_loss(model: Qwen3ForCausalLM, config: PocketConfig, device: torch.devic
     def loss_of(
         inputs_BT: torch.Tensor, positions_M: torch.Tensor, targets_M: torch.Tensor, weights_M: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast_bf16(device, has_fast_bf16(device)):
             hidden_BTD = model.model(input_ids=inputs_BT, use_cache=False).last_hidden_state
             logits_MV = model.lm_head(hidden_BTD.flatten(0, 1)[positions_M])
         loss_M = F.cross_entropy(logits_MV.float(), targets_M, reduction="none")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from cartridges.passages import passages
 from cartridges.pocket.names import Names
 
 Key = TypeVar("Key", bound=Hashable)
@@ -86,6 +87,11 @@ class Context:
     @cached_property
     def text(self) -> str:
         return "\n\n".join(document.text for document in self.documents)
+
+    @cached_property
+    def passages(self) -> list[str]:
+        """The documents' passages, to one of which a message can be bound."""
+        return [passage for document in self.documents for passage in passages(document.text)]
 
     @cached_property
     def grammar(self) -> Grammar | None:

@@ -8,7 +8,7 @@ import pytest
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.lessons import FAMILY_SHARES, INTROS, KIND_SHARES, draw_lesson, draw_turn, fill_context
 from cartridges.pocket.questions import DRAWS
-from cartridges.pocket.seeds import SEED_PROMPTS
+from cartridges.pocket.seeds import SEED_PROMPTS, bound
 from cartridges.pocket.understand import understand
 from cartridges.rng import rng_of
 
@@ -83,13 +83,32 @@ def test_answers_are_those_that_the_text_gives():
 
 
 def test_seed_prompts_lead_to_messages_that_the_text_answers():
-    prompts = {prompt for prompts in SEED_PROMPTS.values() for prompt in prompts}
+    prompts = tuple(prompt for prompts in SEED_PROMPTS.values() for prompt in prompts)
     for lesson, turns in zip(LESSONS, TURNS, strict=True):
         for turn in turns:
             if turn.kind == "ask":
                 assert lesson.context
-                assert turn.user in prompts
+                assert turn.user.startswith(prompts)
                 assert understand(turn.assistant, lesson.context)
+
+
+def test_some_seed_prompts_are_bound_to_a_passage_of_the_text():
+    prompts = [prompt for prompts in SEED_PROMPTS.values() for prompt in prompts]
+    num_bound = num_about = num_all = 0
+    for lesson, turns in zip(LESSONS, TURNS, strict=True):
+        for turn in (turn for turn in turns if turn.kind == "ask"):
+            assert lesson.context
+            num_all += 1
+            (prompt,) = [prompt for prompt in prompts if turn.user.startswith(prompt)]
+            if turn.user == prompt:
+                continue
+            passage = next(p for p in lesson.context.passages if turn.user == bound(prompt, p))
+            question = understand(turn.assistant, lesson.context)
+            assert question
+            num_bound += 1
+            num_about += any(fact.value in passage for fact in question.needs)
+    assert 0.55 < num_bound / num_all < 0.85
+    assert num_about / num_bound > 0.8
 
 
 def test_a_kind_that_the_context_lacks_gives_no_turn():

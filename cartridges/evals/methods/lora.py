@@ -26,6 +26,7 @@ from cartridges.run_folder import write_whole
 from cartridges.synthesis import study_seconds
 
 LR = 5e-3
+BETAS = (0.9, 0.95)
 DONE = "done.json"
 
 
@@ -75,7 +76,7 @@ def fit(model: Model, changed: Any, dataset: Any, config: TrainConfig) -> float:
     started = time.monotonic()
     plan = RowPlan.of(dataset, model, None, config)
     parameters = [part for part in changed.parameters() if part.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2))
+    optimizer = torch.optim.Adam(parameters, lr=config.lr, betas=BETAS)
     best, kept = float("inf"), [part.detach().clone() for part in parameters]
     with attend(model), progress("training LoRA", plan.num_steps) as bar:
         for step in range(plan.num_steps):
