@@ -11,36 +11,42 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cartridges.engine.parts import LEAST
 from cartridges.engine.rows import KV, Rows, Store
 from cartridges.engine.scheduler import Chunk
+
+Mask = torch.Tensor | None  # float32, added to scores: 0 or LEAST
 
 
 @dataclass
 class Group:
-    """The tokens `start` to `stop` stand behind the first `length` tokens of a run, which begin at `offset`."""
+    """The tokens `start` to `stop` stand behind the first `length` tokens of a run, which begin at `offset`.
+
+    `kv` is None where they stand behind nothing.
+    """
 
     start: int
     stop: int
-    kv: KV
-    length: int
-    offset: int
+    kv: KV | None = None
+    length: int = 0
+    offset: int = 0
 
 
 @dataclass
 class Bundle:
-    """New tokens of some rows: token `tokens_Bt[b, i]` is the one in column `columns_B[b] + i` of row `rows[b]`.
+    """New tokens of some rows, B x t = `shape`: token i of row b is the one in column `columns_B[b] + i` of it.
 
-    `valid` tells of those that are no padding: places among B x t, None where all are.
+    `tokens` are their places among the tokens of the call, [B * t]; where a row has fewer, its last one again.
     """
 
     held: Rows
     rows: torch.Tensor | slice
-    tokens_Bt: torch.Tensor
+    tokens: torch.Tensor | slice
+    shape: tuple[int, int]
     columns_B: torch.Tensor
     least: int  # of `columns_B`
     greatest: int
     last: int  # the greatest column of a new token
-    valid: torch.Tensor | None
 
 
 @dataclass
@@ -55,7 +61,10 @@ class Write:
 
 @dataclass
 class Step:
-    """What the attention of one forward call gets."""
+    """What the attention of one forward call gets.
+
+    `places_T` tells for each token its place in the tokens of all bundles behind one another; None where it is its own.
+    """
 
     ids_T: torch.Tensor
     positions_T: torch.Tensor
@@ -63,9 +72,10 @@ class Step:
     wanted: torch.Tensor
     depths: list[list[Group]]
     bundles: list[Bundle]
+    places_T: torch.Tensor | None
     writes: list[Write]
     layers: set[int] = field(default_factory=set)
-    _hidden: dict[tuple[int, int, int | None], tuple[int, torch.Tensor | None]] = field(default_factory=dict)
+    _sights: dict[tuple[int, int, int | None, int], tuple[int, Mask]] = field(default_factory=dict)
 
     def write(self, layer: int, k_TGH: torch.Tensor, v_TGH: torch.Tensor) -> None:
         """Store the new keys and values of a layer."""
@@ -74,47 +84,52 @@ class Step:
             k, v = (k_TGH, v_TGH) if write.tokens is None else (k_TGH[write.tokens], v_TGH[write.tokens])
             write.held.write(layer, write.rows, write.columns, k, v)
 
-    def sight_of_group(
-        self, group: Group, start: int, stop: int, window: int | None
-    ) -> tuple[int, torch.Tensor | None]:
+    def sight_of_group(self, group: Group, start: int, stop: int, window: int | None, repeats: int) -> tuple[int, Mask]:
         """What the tokens `start` to `stop` see of a span in layers that see `window` tokens.
 
-        They see nothing before the first number given; of the rest, `hidden` [t, 1, 1, P] is true where one does not
-        see. None where all see all.
+        They see nothing before the first number given, and of the rest what the mask [1, 1, t * R, P] tells.
         """
         if window is None:
             return 0, None
-        key = (id(group), start, window)
-        if key not in self._hidden:
+        key = (id(group), start, window, repeats)
+        if key not in self._sights:
             nearest, furthest = min(self.positions[start:stop]), max(self.positions[start:stop])
             first = min(group.length, max(0, nearest - window + 1 - group.offset))
-            hidden = None
+            mask = None
             if furthest - (group.offset + first) >= window:
                 device = self.positions_T.device
-                slots = torch.arange(group.offset + first, group.offset + group.length, device=device)
-                hidden = (self.positions_T[start:stop, None] - slots >= window)[:, None, None, :]
-            self._hidden[key] = first, hidden
-        return self._hidden[key]
+                slots_P = torch.arange(group.offset + first, group.offset + group.length, device=device)
+                hidden_tP = self.positions_T[start:stop, None] - slots_P >= window
+                mask = _mask(hidden_tP.repeat_interleave(repeats, 0))[None, None]
+            self._sights[key] = first, mask
+        return self._sights[key]
 
     def sight_of_bundle(
-        self, bundle: Bundle, start: int, stop: int, window: int | None
-    ) -> tuple[int, int, torch.Tensor | None]:
-        """What the tokens `start` to `stop` of each row see of the row: from and to, hidden [B, 1, 1, t, C]."""
+        self, bundle: Bundle, start: int, stop: int, window: int | None, repeats: int
+    ) -> tuple[int, int, Mask]:
+        """What the tokens `start` to `stop` of each row see of the row: from and to, and a mask [B, 1, R * t, C].
+
+        Where t = 1 the mask is [B, 1, 1, C].
+        """
         last = min(bundle.last, bundle.greatest + stop - 1)
         first = 0 if window is None else max(0, bundle.least + start - window + 1)
-        key = (id(bundle), start, window)
-        if key not in self._hidden:
-            hidden = None
+        key = (id(bundle), start, window, repeats)
+        if key not in self._sights:
+            mask = None
             if stop - start > 1 or bundle.least != bundle.greatest:
                 device = self.positions_T.device
                 seeing_Bt1 = (bundle.columns_B[:, None] + torch.arange(start, stop, device=device))[:, :, None]
                 seen_C = torch.arange(first, last + 1, device=device)
-                hidden = seen_C > seeing_Bt1
+                hidden_BtC = seen_C > seeing_Bt1
                 if window is not None:
-                    hidden = hidden | (seeing_Bt1 - seen_C >= window)
-                hidden = hidden[:, None, None]
-            self._hidden[key] = first, hidden
-        return first, last + 1, self._hidden[key][1]
+                    hidden_BtC = hidden_BtC | (seeing_Bt1 - seen_C >= window)
+                mask = _mask(hidden_BtC if stop - start == 1 else hidden_BtC.repeat(1, repeats, 1))[:, None]
+            self._sights[key] = first, mask
+        return first, last + 1, self._sights[key][1]
+
+
+def _mask(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, LEAST)
 
 
 def make_step(chunks: Many[Chunk], store: Store, device: torch.device) -> tuple[Step, list[Chunk]]:
@@ -127,7 +142,7 @@ def make_step(chunks: Many[Chunk], store: Store, device: torch.device) -> tuple[
         wanted += range(len(ids) + chunk.num_new - chunk.num_wanted, len(ids) + chunk.num_new)
         ids += chunk.sequence.ids[first : first + chunk.num_new]
         positions += range(behind, behind + chunk.num_new)
-    bundles, writes = _own(chunks, starts, store, device)
+    bundles, places, writes = _own(chunks, starts, store, device)
     step = Step(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
@@ -135,47 +150,62 @@ def make_step(chunks: Many[Chunk], store: Store, device: torch.device) -> tuple[
         torch.tensor(wanted or [len(ids) - 1], device=device),
         _depths(chunks, starts),
         bundles,
+        places,
         writes,
     )
     return step, chunks
 
 
 def _ordered(chunks: Many[Chunk]) -> list[Chunk]:
-    """Those behind the same runs beside each other, otherwise in the order given."""
+    """Those behind the same runs beside each other; among them those of rows of one size, in the order of the rows.
+
+    Where all stand behind the same, the tokens of one size's rows are then in the order of the rows.
+    """
     places: dict[tuple[int, ...], int] = {}
 
-    def place(chunk: Chunk) -> tuple[int, ...]:
+    def place(chunk: Chunk) -> tuple[tuple[int, ...], int, int]:
         path = tuple(part for run, num in chunk.sequence.path for part in (id(run), num))
-        return tuple(places.setdefault(path[:end], len(places)) for end in range(2, len(path) + 1, 2))
+        known = tuple(places.setdefault(path[:end], len(places)) for end in range(2, len(path) + 1, 2))
+        return known, chunk.sequence.size, chunk.sequence.row
 
     return sorted(chunks, key=place)
 
 
 def _depths(chunks: Many[Chunk], starts: Many[int]) -> list[list[Group]]:
-    depths: list[list[Group]] = []
+    """For each depth of the paths the groups, one after the other, that together are all tokens."""
+    depths: list[list[Group]] = [[] for _ in range(max(len(chunk.sequence.path) for chunk in chunks))]
     for chunk, start in zip(chunks, starts, strict=True):
-        offset = 0
-        for depth, (run, num) in enumerate(chunk.sequence.path):
-            if depth == len(depths):
-                depths.append([])
-            groups, stop = depths[depth], start + chunk.num_new
-            if groups and groups[-1].kv is run.kv and groups[-1].length == num and groups[-1].stop == start:
-                groups[-1].stop = stop
+        offset, stop = 0, start + chunk.num_new
+        for depth, groups in enumerate(depths):
+            group = Group(start, stop)
+            if depth < len(chunk.sequence.path):
+                run, num = chunk.sequence.path[depth]
+                group = Group(start, stop, run.kv, num, offset)
+                offset += num
+            before = groups[-1] if groups else None
+            if before and before.kv is group.kv and before.length == group.length:
+                before.stop = stop
             else:
-                groups.append(Group(start, stop, run.kv, num, offset))
-            offset += num
+                groups.append(group)
     return depths
 
 
 def _own(
     chunks: Many[Chunk], starts: Many[int], store: Store, device: torch.device
-) -> tuple[list[Bundle], list[Write]]:
+) -> tuple[list[Bundle], torch.Tensor | None, list[Write]]:
     by_kind: dict[tuple[int, int], list[tuple[Chunk, int]]] = {}
     by_size: dict[int, list[tuple[Chunk, int]]] = {}
     for chunk, start in zip(chunks, starts, strict=True):
         by_kind.setdefault((chunk.sequence.size, (chunk.num_new - 1).bit_length()), []).append((chunk, start))
         by_size.setdefault(chunk.sequence.size, []).append((chunk, start))
-    bundles = [_bundle(store.sizes[size], members, device) for (size, _), members in by_kind.items()]
+    bundles, found = [], []
+    for (size, _), members in by_kind.items():
+        bundle, tokens = _bundle(store.sizes[size], members, device)
+        bundles.append(bundle)
+        found += tokens
+    places = dict(zip(reversed(found), range(len(found) - 1, -1, -1), strict=True))
+    in_order = found == list(range(len(found)))
+    places_T = None if in_order else torch.tensor([places[token] for token in range(len(places))], device=device)
     writes = []
     for size, members in by_size.items():
         tokens, rows, columns = [], [], []
@@ -187,26 +217,30 @@ def _own(
         writes.append(
             Write(store.sizes[size], index, torch.tensor(rows, device=device), torch.tensor(columns, device=device))
         )
-    return bundles, writes
+    return bundles, places_T, writes
 
 
-def _bundle(held: Rows, members: list[tuple[Chunk, int]], device: torch.device) -> Bundle:
+def _bundle(held: Rows, members: list[tuple[Chunk, int]], device: torch.device) -> tuple[Bundle, list[int]]:
+    """The bundle of some chunks, each told with the place of its first token, and the places of its tokens."""
     members = sorted(members, key=lambda member: member[0].sequence.row)
-    rows = [chunk.sequence.row for chunk, _ in members]
     longest = max(chunk.num_new for chunk, _ in members)
-    tokens, valid = [], []
-    for chunk, start in members:
-        valid += range(len(tokens) * longest, len(tokens) * longest + chunk.num_new)
-        tokens.append([start + min(i, chunk.num_new - 1) for i in range(longest)])
+    tokens = [start + min(i, chunk.num_new - 1) for chunk, start in members for i in range(longest)]
     columns = [chunk.sequence.num_read for chunk, _ in members]
-    together = rows == list(range(rows[0], rows[0] + len(rows)))
-    return Bundle(
+    bundle = Bundle(
         held,
-        slice(rows[0], rows[0] + len(rows)) if together else torch.tensor(rows, device=device),
-        torch.tensor(tokens, device=device),
+        _indices([chunk.sequence.row for chunk, _ in members], device),
+        _indices(tokens, device),
+        (len(members), longest),
         torch.tensor(columns, device=device),
         min(columns),
         max(columns),
         max(chunk.sequence.num_read + chunk.num_new - 1 for chunk, _ in members),
-        None if len(valid) == len(rows) * longest else torch.tensor(valid, device=device),
     )
+    return bundle, tokens
+
+
+def _indices(numbers: list[int], device: torch.device) -> torch.Tensor | slice:
+    """As a slice where they are consecutive, so that taking them copies nothing."""
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return torch.tensor(numbers, device=device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 
-from cartridges.engine.attention import engine_attention, grouped_attention
+from cartridges.engine.attention import configs_of, engine_attention, grouped_attention
 from cartridges.engine.blocks import Run
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
@@ -54,7 +54,7 @@ def test_attention_with_unknown_parts_is_refused(tiny_tokenizer):
 def test_models_that_hand_nothing_through_are_refused(tiny_tokenizer):
     model = tiny("llama", tiny_tokenizer)
     with (
-        engine_attention(model.hf),
+        engine_attention(configs_of(model.hf)),
         pytest.raises(InputError, match="this model does not hand keyword arguments to its attention"),
     ):
         model.hf(input_ids=torch.tensor([[5, 6]]), use_cache=False)
