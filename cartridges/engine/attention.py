@@ -81,11 +81,11 @@ def _of_bundle(step: Step, bundle: Bundle, layer: Layer, q_TGRH: torch.Tensor) -
     """What the tokens of a bundle see of their own rows: [B * t, G, R, H] and [B * t, G, R], padding included."""
     num_rows, num_new = bundle.shape
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
-    keys, values = (held[:, :, : bundle.last + 1][bundle.rows] for held in bundle.held.layers[layer.number])
     if num_new == 1:
         first, last, mask = step.sight_of_bundle(bundle, 0, 1, layer.window, repeats)
-        seen = (keys[:, :, first:last], values[:, :, first:last])
-        return part(q_TGRH[bundle.tokens], *seen, layer.scale, mask, layer.softcap)
+        keys, values = (held[bundle.rows, :, first:last] for held in bundle.held.layers[layer.number])
+        return part(q_TGRH[bundle.tokens], keys, values, layer.scale, mask, layer.softcap)
+    keys, values = (held[bundle.rows, :, : bundle.last + 1] for held in bundle.held.layers[layer.number])
     q_BGRtH = q_TGRH[bundle.tokens].unflatten(0, bundle.shape).permute(0, 2, 3, 1, 4)
     block = max(1, min(MAX_QUERIES, MAX_SCORES // (num_rows * num_kv_heads * repeats * (bundle.last + 1))))
     parts: list[Part] = []

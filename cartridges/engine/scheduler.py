@@ -83,19 +83,17 @@ def shared_key(sequence: Sequence) -> bytes:
 
 @dataclass
 class Chunk:
-    """The next `num_new` ids of a sequence; those from `wanted_from` on are told of."""
+    """The next `num_new` ids of a sequence, from number `first` on; the last `num_wanted` of them are told of."""
 
     sequence: Sequence
     num_new: int
+    first: int = field(init=False)
+    num_wanted: int = field(init=False)
 
-    @property
-    def first(self) -> int:
-        """The number of its first id."""
-        return self.sequence.start + self.sequence.num_read
-
-    @property
-    def num_wanted(self) -> int:
-        return max(0, self.num_new - max(0, self.sequence.wanted_from - self.first))
+    def __post_init__(self) -> None:
+        """As the sequence stands now; reading the chunk does not change it."""
+        self.first = self.sequence.start + self.sequence.num_read
+        self.num_wanted = max(0, self.num_new - max(0, self.sequence.wanted_from - self.first))
 
 
 @dataclass
@@ -254,35 +252,37 @@ class Scheduler:
         self.blocks.used += sequence.size
 
     def plan(self) -> list[Chunk]:
-        """What the next step reads."""
+        """What the next step reads: first those that get a token, then prompts."""
         for sequence in list(self.running):
             if sequence.size:
                 self._grow(sequence)
+        single = [sequence for sequence in self.running if sequence.num_unread <= 1]
+        prompts = [sequence for sequence in self.running if sequence.num_unread > 1]
         budget, wanted = self.max_step_tokens, self.max_wanted
         chunks: list[Chunk] = []
-        for is_prompt in (False, True):
-            for sequence in self.running:
-                if (sequence.num_unread > 1) != is_prompt or (is_prompt and budget <= 0):
-                    continue
-                chunk = self._chunk(sequence, max(budget, 1), wanted)
-                if chunk.num_wanted > wanted and chunks:
-                    continue
-                chunks.append(chunk)
-                budget -= chunk.num_new
-                wanted -= chunk.num_wanted
+        for num, sequence in enumerate([*single, *prompts]):
+            if budget <= 0 and num >= len(single):
+                break
+            chunk = self._chunk(sequence, max(budget, 1), wanted)
+            if chunk.num_wanted > wanted and chunks:
+                continue
+            chunks.append(chunk)
+            budget -= chunk.num_new
+            wanted -= chunk.num_wanted
         return chunks
 
     def _chunk(self, sequence: Sequence, budget: int, wanted: int) -> Chunk:
         chunk = Chunk(sequence, min(sequence.num_unread, budget))
         if chunk.num_wanted > max(1, wanted):
-            chunk.num_new -= chunk.num_wanted - max(1, wanted)
+            return Chunk(sequence, chunk.num_new - chunk.num_wanted + max(1, wanted))
         return chunk
 
     def _grow(self, sequence: Sequence) -> None:
         """See that the next token has room in its row, whoever has to give way."""
-        if sequence not in self.running:  # it gave way itself
+        needed = sequence.num_read + sequence.num_unread
+        if needed <= sequence.size or sequence not in self.running:  # it may have given way itself
             return
-        needed = row_size(sequence.num_read + sequence.num_unread)
+        needed = row_size(needed)
         while needed > sequence.size:
             if self.blocks.has_room(needed - sequence.size):
                 old, row, length = sequence.size, sequence.row, sequence.num_read
