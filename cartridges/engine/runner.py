@@ -10,6 +10,7 @@ import torch
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import configs_of, engine_attention
+from cartridges.engine.linear import WideLinears
 from cartridges.engine.rows import KV, Store
 from cartridges.engine.scheduler import Chunk
 from cartridges.engine.step import make_step
@@ -27,6 +28,7 @@ class Runner:
         self.autocast_bf16 = autocast_bf16
         self.store = Store(model.num_layers)
         self._configs = configs_of(model.hf)
+        self._wide = WideLinears(model.hf)
 
     @torch.inference_mode()
     def read(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
@@ -34,7 +36,7 @@ class Runner:
         step, chunks = make_step(chunks, self.store, self.model.device)
         hf: Any = self.model.hf
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast_bf16 and self.model.device.type == "cpu")
-        with engine_attention(self._configs), bf16:
+        with engine_attention(self._configs), self._wide.by_onednn(), bf16:
             found = hf(
                 input_ids=step.ids_T[None],
                 position_ids=step.positions_T[None],
