@@ -138,13 +138,13 @@ def peft_setting(tuner: PeftTuner, batches: Sequence[Batch], attention: str) -> 
 
 def check_equal(run: Run, tuner: PeftTuner, batch: Batch) -> dict[str, float]:
     """Loss and gradient of both on untrained slots, without autocast. Raises CartridgesError where they differ."""
-    timed, run.config = run.config, run.config.model_copy(update={"precision": "fp32"})
+    timed, run.precision = run.precision, "fp32"
     with attend(run.model):
         our_loss = torch.stack([run.loss_of(row) for row in run.plan.step_rows(0)]).sum() / batch.num_targets
         gradients = torch.autograd.grad(our_loss, run.slots.trained)
     peft_loss = tuner.loss_of(batch) / batch.num_targets
     (theirs,) = torch.autograd.grad(peft_loss, tuner.trained)
-    run.config = timed
+    run.precision = timed
     gradient_difference = ((tuner.flat(gradients) - theirs).norm() / theirs.norm()).item()
     told = {"ours": our_loss.item(), "peft": peft_loss.item(), "relative_gradient_difference": gradient_difference}
     allowed = LARGEST_DIFFERENCE * (1 if run.model.dtype == torch.float32 else 30)  # models in bfloat16 round
@@ -242,7 +242,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         **about,
         "threads": torch.get_num_threads(),
         "model": model.identity.model_id,
-        "dtype": f"{str(model.dtype).removeprefix('torch.')}, autocast {arguments.precision}",
+        "dtype": f"{str(model.dtype).removeprefix('torch.')}, autocast {runs[0].precision}",
         "slots": arguments.slots,
         "data": f"dataset {data.digest[:12]}" if folder else "random",
         "conversations": len(talks),
@@ -274,7 +274,7 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--conversations", type=int, default=4 if quick else 32, help="of one step")
     parser.add_argument("--dataset", type=Path, help="take its first conversations; by default random ones")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of autocast")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of autocast")
     parser.add_argument("--repetitions", type=int, default=2 if quick else 7, help="timed steps of each setting")
     parser.add_argument("--out", type=Path, default=None if quick else RESULT)
     arguments = parser.parse_args()

@@ -44,6 +44,7 @@ from cartridges.pocket.families import make_context
 from cartridges.pocket.items import item_of
 from cartridges.pocket.questions import Question, draw
 from cartridges.pocket.scoring import score
+from cartridges.precision import autocast_bf16, has_fast_bf16
 from cartridges.provenance import provenance
 from cartridges.questions import Item
 from cartridges.recipe import TrainConfig
@@ -88,11 +89,12 @@ def trained_lora(dataset: Dataset, model: Model, config: TrainConfig, rank: int)
     parameters = [part for patch in patches for part in patch.tensors.values()]
     optimizer = torch.optim.Adam(parameters, lr=LORA_LR, betas=(config.beta1, config.beta2))
     none = [torch.zeros(shape.num_kv_heads, 0, shape.head_size) for shape in model.identity.layers]
+    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(model.device))
     with attend(model), attached(model, patches), progress("training a LoRA", plan.num_steps) as bar:
         for step in range(plan.num_steps):
             (row,) = plan.step_rows(step)
             tensors = to_tensors(row, model.device)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast_bf16(model.device, is_bf16):
                 hidden_TD = packed_hidden(model, tensors.ids_T, PackedPrefix(none, none, row.lengths))
                 teacher = (tensors.teacher_ids_MK, tensors.teacher_logprobs_MK)
                 loss = distillation_loss(hidden_TD[tensors.target_positions_M], model.head.weight_VD, *teacher)

@@ -12,7 +12,7 @@ from cartridges.pocket.evaluate import DOCUMENT, LENGTHS, NONE, TARGETS, Evaluat
 from cartridges.pocket.families import FAMILIES
 from cartridges.pocket.names import split_of
 from cartridges.pocket.questions import DRAWS
-from cartridges.pocket.seeds import SEED_PROMPTS, draw_message
+from cartridges.pocket.seeds import BOUND, SEED_PROMPTS, draw_message
 
 
 class Oracle:
@@ -55,8 +55,9 @@ class Oracle:
         kinds = {prompt: kind for kind, prompts in SEED_PROMPTS.items() for prompt in prompts}
         rng, replies = random.Random(seed), []
         for message in messages:
-            if message in kinds:
-                asked = draw_message(rng, self.contexts[system], kinds[message]) if system in self.contexts else None
+            prompt = message.split(BOUND.format(prompt="", passage=""))[0]
+            if prompt in kinds:
+                asked = draw_message(rng, self.contexts[system], kinds[prompt]) if system in self.contexts else None
                 replies.append(asked.text if asked else "nothing to ask")
             else:
                 replies.append(self.answer(system, message))
