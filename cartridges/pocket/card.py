@@ -103,14 +103,15 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
     notes = run / "notes.md"
     speeds: dict[int, list[float]] = {}
     num_steps: dict[int, int] = {}
-    rows_of = {shape.length: shape.rows for phase in config.phases for shape in phase.shapes}
+    num_tokens, seconds = 0, 0.0
     for row in read_metrics(run / "metrics.jsonl"):
-        for length in rows_of:
-            if count := row.get(f"steps_at_{length}"):
-                speeds.setdefault(length, []).append(row[f"tokens_per_s_at_{length}"])
-                num_steps[length] = num_steps.get(length, 0) + count
-    num_tokens = {length: count * rows_of[length] * length for length, count in num_steps.items()}
-    seconds = sum(num_tokens[length] / median(speeds[length]) for length in num_tokens)
+        for shape in config.phase_at(row["step"] - 1).shapes:
+            if count := row.get(f"steps_at_{shape.length}"):
+                speed = row[f"tokens_per_s_at_{shape.length}"]
+                speeds.setdefault(shape.length, []).append(speed)
+                num_steps[shape.length] = num_steps.get(shape.length, 0) + count
+                num_tokens += count * shape.rows * shape.length
+                seconds += count * shape.rows * shape.length / speed
     return {
         "parameters": origin["num_parameters"] / 1e6,
         "num_general": len(general_facts()),
@@ -126,7 +127,7 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
         f"{config.num_kv_heads} KV heads of {config.head_size}, MLP {config.mlp_size}, tied embeddings, "
         f"{config.vocab_size} tokens of byte-level BPE",
         "num_steps": sum(num_steps.values()),
-        "num_tokens": sum(num_tokens.values()) / 1e6,
+        "num_tokens": num_tokens / 1e6,
         "minutes": seconds / 60,
         "window": config.window,
         "longest": max(num_steps),

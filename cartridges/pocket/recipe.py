@@ -133,11 +133,16 @@ class PocketConfig(Config):
 
     def shape_at(self, step: int) -> Shape:
         """The shape of step `step` (from 0); long rows are mixed with short ones, so that they meet high rates too."""
-        rng = rng_of("shape", self.seed, step)
+        phase, rng = self.phase_at(step), rng_of("shape", self.seed, step)
+        return rng.choices(phase.shapes, [shape.weight for shape in phase.shapes])[0]
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of step `step` (from 0). Raises IndexError beyond the last."""
+        left = step
         for phase in self.phases:
-            if step < phase.steps:
-                return rng.choices(phase.shapes, [shape.weight for shape in phase.shapes])[0]
-            step -= phase.steps
+            if left < phase.steps:
+                return phase
+            left -= phase.steps
         raise IndexError(step)
 
     def lr_ratio(self, step: int) -> float:
