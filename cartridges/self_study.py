@@ -246,6 +246,7 @@ class _Talk:
             self.study.format.prompt(messages),
             max_new_tokens=speaker.max_new_tokens * num_messages,
             temperature=speaker.temperature,
+            top_p=speaker.top_p,
             seed=self.study.draw("question", first, round_number).getrandbits(31),
             shared_len=self.prefix_len(draft, self.study.format),
         )
@@ -309,6 +310,7 @@ class _Talk:
             prompt_ids,
             max_new_tokens=speaker.max_new_tokens,
             temperature=speaker.temperature,
+            top_p=speaker.top_p,
             seed=self.study.draw("answer", draft.plan.index, round_number).getrandbits(31),
             top_k_logprobs=self.config.top_k,
             prompt_logprobs_from=question_from,

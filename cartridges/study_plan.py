@@ -35,6 +35,7 @@ class SpeakerConfig(Config):
     """How one of the two speakers writes."""
 
     temperature: float = Field(0.0, ge=0, description="0 for greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw among the fewest tokens that have this probability together")
     max_new_tokens: int = Field(1024, gt=0)
 
 

@@ -27,6 +27,7 @@ class ChatRequest:
     prompt_ids: Sequence[int] | None = None
     max_new_tokens: int = 256
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
     top_k_logprobs: int = 0
     prompt_logprobs_from: int | None = None
@@ -39,6 +40,8 @@ class ChatRequest:
             raise InputError("given a request without messages and without prompt_ids, expected one of them")
         if self.max_new_tokens < 1:
             raise InputError(f"given max_new_tokens={self.max_new_tokens}, expected 1 or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"given top_p={self.top_p}, expected a number above 0, up to 1")
 
 
 @dataclass(frozen=True)

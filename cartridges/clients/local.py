@@ -81,6 +81,7 @@ class LocalClient:
             prompt_ids=tuple(ids),
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
+            top_p=request.top_p,
             seed=request.seed,
             top_k_logprobs=request.top_k_logprobs,
             prompt_logprobs_from=request.prompt_logprobs_from,

@@ -41,6 +41,7 @@ class OpenaiDialect:
             "messages": list(request.messages),
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
+            "top_p": request.top_p,
             "seed": request.seed,
         }
         if self.asks_ids:

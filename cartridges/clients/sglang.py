@@ -26,6 +26,7 @@ class SglangDialect:
             )
         sampling: dict[str, Any] = {
             "temperature": request.temperature,
+            "top_p": request.top_p,
             "max_new_tokens": request.max_new_tokens,
             "stop_token_ids": sorted(chat.stop_ids),
         }

@@ -38,6 +38,7 @@ class TokasaurusDialect:
             "prompt": prompt_of(request, chat),
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
+            "top_p": request.top_p,
             "seed": request.seed,
         }
         if request.top_k_logprobs:

@@ -30,6 +30,7 @@ class VllmDialect:
             "prompt": prompt_of(request, chat),
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
+            "top_p": request.top_p,
             "seed": request.seed,
             "return_token_ids": True,
         }

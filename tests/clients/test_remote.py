@@ -121,6 +121,7 @@ def test_what_a_server_is_told(engine):
         "prompt": ids,
         "max_tokens": 6,
         "temperature": 0.0,
+        "top_p": 1.0,
         "seed": 0,
         "logprobs": K,
         "return_token_ids": True,
@@ -129,7 +130,7 @@ def test_what_a_server_is_told(engine):
     }
     assert told["/generate"] == {
         "input_ids": ids,
-        "sampling_params": {"temperature": 0.0, "max_new_tokens": 6, "stop_token_ids": stop_ids},
+        "sampling_params": {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 6, "stop_token_ids": stop_ids},
         "stream": False,
         "return_logprob": True,
         "top_logprobs_num": K,
