@@ -34,6 +34,7 @@ from cartridges.dataset import Dataset
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.evaluation import EvaluateConfig, evaluate
+from cartridges.evals.methods.lora import BETAS
 from cartridges.log import progress
 from cartridges.losses import distillation_loss
 from cartridges.mlp import mlp_of
@@ -87,7 +88,7 @@ def trained_lora(dataset: Dataset, model: Model, config: TrainConfig, rank: int)
         left = torch.nn.Parameter(torch.zeros(outputs, rank))
         patches.append(Patch(index, mlp.output_name, outputs, inputs, left=left, right=right))
     parameters = [part for patch in patches for part in patch.tensors.values()]
-    optimizer = torch.optim.Adam(parameters, lr=LORA_LR, betas=(config.beta1, config.beta2))
+    optimizer = torch.optim.Adam(parameters, lr=LORA_LR, betas=BETAS)
     none = [torch.zeros(shape.num_kv_heads, 0, shape.head_size) for shape in model.identity.layers]
     is_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(model.device))
     with attend(model), attached(model, patches), progress("training a LoRA", plan.num_steps) as bar:

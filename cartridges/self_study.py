@@ -220,14 +220,19 @@ class _Talk:
         for draft in asked:
             calls.setdefault(draft.plan.index if round_number else draft.plan.call, []).append(draft)
         with self.batch.timed("questions"):
-            requests = [self.question_request(drafts[0], round_number) for drafts in calls.values()]
-            results = await self.send("writing messages", requests)
-            for request, result, drafts in zip(requests, results, calls.values(), strict=True):
+            made = [(self.question_request(drafts[0], round_number), drafts) for drafts in calls.values()]
+            sent = [(request, drafts) for request, drafts in made if request]
+            for drafts in (drafts for request, drafts in made if not request):
+                for draft in drafts:
+                    self.end(draft, filters.TOO_LONG)
+            results = await self.send("writing messages", [request for request, _ in sent])
+            for (request, drafts), result in zip(sent, results, strict=True):
                 self.count(drafts[0], request, result)
                 self.hear(drafts, result, round_number)
             self.drop_duplicates([draft for draft in asked if draft.is_open], round_number)
 
-    def question_request(self, draft: Draft, round_number: int) -> ChatRequest:
+    def question_request(self, draft: Draft, round_number: int) -> ChatRequest | None:
+        """What speaker A is asked; None where it does not fit the window."""
         seeds, speaker, plan = self.study.seeds, self.config.question, draft.plan
         num_messages = 1 if round_number else plan.num_in_call
         user = draft.prompts[0]
@@ -241,10 +246,13 @@ class _Talk:
                 user = fill(seeds.follow_up, answer=filters.without_thoughts(answer), prompt=prompt)
                 messages += [{"role": "assistant", "content": message}, {"role": "user", "content": user}]
         first = plan.index if round_number else plan.call
+        prompt_ids, max_new_tokens = self.study.format.prompt(messages), speaker.max_new_tokens * num_messages
+        if len(prompt_ids) + max_new_tokens > self.client.window:
+            return None
         return ChatRequest(
             messages,
-            self.study.format.prompt(messages),
-            max_new_tokens=speaker.max_new_tokens * num_messages,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
             temperature=speaker.temperature,
             top_p=speaker.top_p,
             seed=self.study.draw("question", first, round_number).getrandbits(31),

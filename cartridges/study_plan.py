@@ -35,7 +35,9 @@ class SpeakerConfig(Config):
     """How one of the two speakers writes."""
 
     temperature: float = Field(0.0, ge=0, description="0 for greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw among the fewest tokens that have this probability together")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw among the fewest tokens that have this probability together"
+    )
     max_new_tokens: int = Field(1024, gt=0)
 
 
@@ -89,6 +91,11 @@ class SynthesizeConfig(Config):
                     f"given {whole}={getattr(self, whole)} and {part}={getattr(self, part)}, "
                     f"expected {whole} to be a multiple of {part}"
                 )
+        if self.passage_len and self.questions_per_call > 1:
+            raise ValueError(
+                f"given passage_len={self.passage_len} and questions_per_call={self.questions_per_call}, expected one "
+                "of them: messages that are bound to passages are asked for one by one; set passage_len=0"
+            )
         return self
 
 
@@ -166,18 +173,29 @@ class Study:
         prompts = [prompt for prompts in self.seeds.kinds.values() for prompt in prompts]
         several = config.questions_per_call > 1
         asked = [fill(self.seeds.several, prompt=p, number="99") if several else p for p in prompts]
-        if config.passage_len:
+        num_passage = 0
+        if config.passage_len:  # a passage is a part of the chunk, so it has no more tokens, and as a rule much fewer
             found = (passage for document in self.corpus for passage in passages(document.text, config.passage_len))
-            asked = [fill(self.seeds.bound, prompt=max(asked, key=len), passage=max(found, key=len)), *asked]
+            longest = self.format.tokenizer(max(found, key=len), add_special_tokens=False).input_ids
+            num_passage = min(len(longest), self.max_chunk_len)
+            asked = [fill(self.seeds.bound, prompt=text, passage="") for text in asked]
         longest = max(len(self.format.prompt(self.messages(self.system_text(None), text))) for text in asked)
+        longest += num_passage
         num_asked = config.question.max_new_tokens * config.questions_per_call
         num_round = config.question.max_new_tokens + config.answer.max_new_tokens
         return longest + max(num_asked, num_round) + (config.rounds - 1) * (num_round + longest) + WINDOW_SLACK
 
+    @property
+    def max_chunk_len(self) -> int:
+        """The most tokens that a chunk has, or characters where those are counted."""
+        if self.config.chunk.kind == "characters":
+            return self.config.chunk.max_len
+        return min(self.config.chunk.max_len, max(self.chunker.num_tokens_of.values()))
+
     def check_window(self) -> None:
         """See that the longest chunk fits. Chunks counted in characters are looked at one by one."""
         if self.config.chunk.kind != "characters":
-            self.check_fits(min(self.config.chunk.max_len, max(self.chunker.num_tokens_of.values())))
+            self.check_fits(self.max_chunk_len)
 
     def check_fits(self, num_chunk_tokens: int) -> None:
         window, beside = self.client.window, self.num_beside_chunk
@@ -210,15 +228,22 @@ class Study:
         spans = filters.instruction_spans(chunk.text)
         text = filters.masked(chunk.text, spans) if self.config.filters.instructions == "mask" else chunk.text
         shown = Chunk(chunk.document, chunk.start, chunk.stop, text)
-        found = passages(text, self.config.passage_len) if self.config.passage_len else []
+        found = self.whole_passages(shown) if self.config.passage_len else []
         self.draw("passages", group).shuffle(found)
         return View(shown, self.system_text(shown), len(spans), tuple(found))
+
+    def whole_passages(self, chunk: Chunk) -> list[str]:
+        """The passages of a chunk, without those at its ends that are parts of a line, as long as others are left."""
+        found, whole = passages(chunk.text, self.config.passage_len), self.corpus.document(chunk.document).text
+        begins = chunk.start == 0 or whole[chunk.start - 1] == "\n" or chunk.text[:1] == "\n"
+        ends = chunk.stop >= len(whole) or whole[chunk.stop] == "\n" or chunk.text[-1:] == "\n"
+        return found[0 if begins else 1 : None if ends else -1] or found
 
     def prompt(self, plan: Plan, view: View) -> str:
         """What speaker A is told: the plan's seed prompt, bound to the next passage of the view."""
         if not view.passages:
             return plan.prompt
-        number = plan.call % self.config.conversations_per_chunk // self.config.questions_per_call
+        number = plan.index % self.config.conversations_per_chunk
         return fill(self.seeds.bound, prompt=plan.prompt, passage=view.passages[number % len(view.passages)])
 
     def is_general(self, index: int) -> bool:

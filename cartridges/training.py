@@ -92,7 +92,7 @@ class Run:
         config, trained = self.config, self.slots.trained
         values = trained[num_layers : 2 * num_layers]
         others = [*trained[:num_layers], *trained[2 * num_layers :]]
-        tops = ((others, config.lr), (values, config.values_lr or config.lr))
+        tops = ((others, config.lr), (values, config.lr * config.values_lr_ratio))
         groups = [{"params": params, "lr": top, "top_lr": top} for params, top in tops]
         return torch.optim.Adam(groups, betas=(config.beta1, config.beta2))
 

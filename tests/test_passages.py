@@ -1,6 +1,6 @@
 import pytest
 
-from cartridges.passages import MAX_LINE, passages
+from cartridges.passages import MAX_LINE, MAX_PART, passages
 from cartridges.pocket.families import FAMILIES, make_context
 
 SENTENCE = "The old road came back to the quiet garden in spring."
@@ -49,6 +49,29 @@ def test_nothing_but_headings_is_left_out(min_len):
     found = passages(text, min_len)
     assert " ".join(found).split() == text.split()
     assert all(len(passage) >= min_len for passage in found[:-1])
+
+
+def test_what_a_colon_opens_ends_at_an_empty_line():
+    text = "# Ward rules\n\nVisitors must:\n\n- ring\n- wait\n\nThe ward opens at nine."
+    assert passages(text) == [
+        "Visitors must:\n- ring",
+        "Visitors must:\n- wait",
+        "# Ward rules\nThe ward opens at nine.",
+    ]
+
+
+def test_of_many_headings_the_last_two_are_kept():
+    licence = "\n".join(f"# line {number} of a licence" for number in range(400))
+    assert passages(f"{licence}\nx = 1\ny = 2") == [
+        f"# line 398 of a licence\n# line 399 of a licence\n{line}" for line in ("x = 1", "y = 2")
+    ]
+
+
+@pytest.mark.parametrize("line", ["[" + '{"a": 1}, ' * 900 + "]", "x" * 9000, "病室是北八五零。" * 500])
+def test_lines_without_sentences_are_cut_all_the_same(line):
+    found = passages(line)
+    assert max(map(len, found)) <= MAX_PART
+    assert "".join("".join(found).split()) == "".join(line.split())
 
 
 def test_headings_right_below_each_other_stay_together():

@@ -31,8 +31,9 @@ def recipe(lab: Lab) -> Finding:
         "no frozen sink": {"frozen_slots": 0},
         "values only": {"trained": "values"},
         "keys only": {"trained": "keys"},
-        "learning rate 0.02": {"lr": 0.02},
-        "learning rate 0.6": {"lr": 0.6},
+        "a fifth of the learning rate": {"lr": 0.02},
+        "three times the learning rate": {"lr": 0.3},
+        "keys and values at one rate, 0.2": {"lr": 0.2, "values_lr_ratio": 1.0},
     }
     base = None
     for number, (label, values) in enumerate(arms.items()):
