@@ -33,8 +33,8 @@ from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
-from cartridges.evaluation import EvaluateConfig, evaluate
 from cartridges.evals.methods.lora import BETAS
+from cartridges.evaluation import EvaluateConfig, evaluate
 from cartridges.log import progress
 from cartridges.losses import distillation_loss
 from cartridges.mlp import mlp_of
