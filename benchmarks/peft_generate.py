@@ -21,15 +21,17 @@ class PeftGenerator:
 
     @torch.inference_mode()
     def generate(self, cartridge: Cartridge, prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-        """The new ids of prompts of one length, greedily, without a stop."""
+        """The new ids of the prompts, greedily, without a stop; shorter ones are padded at the left and masked."""
         if cartridge is not self.loaded:
             slots = [(key[None], value[None]) for key, value in zip(cartridge.keys, cartridge.values, strict=True)]
             initialize_kv_prefix_from_past_key_values(self.model, past_key_values=slots)
             self.loaded = cartridge
-        ids_BT = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
+        longest = max(map(len, prompts))
+        ids_BT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        num_B1 = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
         found_BT = self.model.generate(
             input_ids=ids_BT,
-            attention_mask=torch.ones_like(ids_BT),
+            attention_mask=(torch.arange(longest, device=self.device) >= longest - num_B1).to(ids_BT.dtype),
             max_new_tokens=num_new,
             min_new_tokens=num_new,
             do_sample=False,

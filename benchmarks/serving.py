@@ -7,10 +7,14 @@
 1. Many requests at once behind one cartridge, and behind several: tokens/s of `Engine.generate` and of `generate` with
    PEFT, which takes one cartridge a batch. All prompts have one length and all replies have one, so nothing is padded,
    which is the kindest to fixed batches. Both read greedily, and must write the same tokens before anything is timed.
-2. Decoding behind full contexts and behind cartridges of several sizes, within one budget of keys and values: the
+2. The same, mixed: four cartridges that are asked unevenly, prompts and replies of many lengths. With PEFT, the
+   requests of a cartridge are a batch, padded at the left and masked, which runs to its longest reply, as nobody knows
+   before how long replies get. Only tokens that were wanted count. Here both must write the same tokens in the very
+   requests that are timed. All are there from the beginning: those that come later would wait for PEFT's next batch.
+3. Decoding behind full contexts and behind cartridges of several sizes, within one budget of keys and values: the
    largest batch that fits, up to `--batch`. Cartridges are shared by all or one each; full contexts are one each.
    Reading the prompts is not in these times.
-3. The time to the first token: of a cartridge that lies on disk, one that was loaded, one that was used before, and of
+4. The time to the first token: of a cartridge that lies on disk, one that was loaded, one that was used before, and of
    the text itself, unread and read before; and what attaching a loaded cartridge to a request takes.
 
 Methods take turns, repetition by repetition, so that whatever else the machine does meets them all alike.
@@ -28,134 +32,23 @@ from statistics import median
 from typing import Any
 
 import torch
+from serving_requests import NEVER, PROMPT_LEN, SHAPES, random_cartridge, random_ids, random_model, requests_of
 
-from cartridges.cartridge import Cartridge, Manifest
+from cartridges.cartridge import Cartridge
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.errors import CartridgesError
 from cartridges.log import progress
 from cartridges.model import Model, load_model
 from cartridges.provenance import package_version, provenance
-from cartridges.rng import rng_of
 
 try:
-    from peft_generate import PeftGenerator
+    from serving_peft import concurrent, mixed, seconds
 except ImportError:
     print("error: PEFT, with which this compares, is not installed; pip install 'peft>=0.21'", file=sys.stderr)
     sys.exit(2)
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES: dict[str, dict[str, Any]] = {  # random weights: speed does not depend on what they are
-    "qwen3-0.6b": {
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": True,
-    },
-}
-NEVER = frozenset([-1])  # stop ids that no model gives
-PROMPT_LEN = 48
-
-
-def random_model(shape: str) -> Model:
-    """A model of that shape in bfloat16, with pocket's tokenizer."""
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    from cartridges.pocket import WEIGHTS
-
-    torch.manual_seed(0)
-    hf = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape])).to(torch.bfloat16)
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(folder)
-        return load_model(folder, dtype=torch.bfloat16)
-
-
-def random_ids(model: Model, num: int, *name: object) -> tuple[int, ...]:
-    """So many token ids, the same for the same name."""
-    rng, most = rng_of("serving", *name), min(model.identity.vocab_size, 1000)
-    return tuple(rng.randrange(300, most) for _ in range(num))
-
-
-def random_cartridge(model: Model, num_slots: int, seed: int = 0) -> Cartridge:
-    """Slots of no text."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(layer.num_kv_heads, num_slots, layer.head_size) for layer in model.identity.layers]
-    keys, values = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
-    manifest = Manifest(model=model.identity, num_slots=num_slots, num_frozen=0)
-    return Cartridge(keys, values, manifest).to(model.device, model.dtype).sealed()
-
-
-def requests_of(model: Model, cartridges: Sequence[Cartridge | None], num: int, num_new: int) -> list[Request]:
-    """`num` requests with prompts of their own, dealt to the cartridges in turn."""
-    return [
-        Request(random_ids(model, PROMPT_LEN, i), num_new, cartridge=cartridges[i % len(cartridges)], stop_ids=NEVER)
-        for i in range(num)
-    ]
-
-
-def seconds(call: Callable[[], Any], model: Model) -> float:
-    """How long it takes."""
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else time.perf_counter
-    wait()
-    started = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - started
-
-
-def check_same(engine: Engine, peft: PeftGenerator, cartridge: Cartridge) -> float:
-    """The share of equal tokens of both sides. Raises CartridgesError where they differ in float32."""
-    requests = requests_of(engine.model, [cartridge], 4, 16)
-    mine = [result.token_ids for result in engine.generate(requests)]
-    theirs = peft.generate(cartridge, [request.prompt_ids for request in requests], 16)
-    equal = sum(a == b for one, two in zip(mine, theirs, strict=True) for a, b in zip(one, two, strict=True)) / 64
-    if equal < 1 and engine.model.dtype == torch.float32:
-        raise CartridgesError(f"both sides should write the same tokens, but only {equal:.0%} are equal")
-    return equal
-
-
-def concurrent(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Part 1: a row for each number of cartridges."""
-    engine, peft = Engine(model), PeftGenerator(model, given.slots)
-    rows: list[dict[str, Any]] = []
-    for num_cartridges in given.cartridges:
-        cartridges = [random_cartridge(model, given.slots, seed) for seed in range(num_cartridges)]
-        equal = check_same(engine, peft, cartridges[0])
-        requests = requests_of(model, cartridges, given.requests, given.new_tokens)
-
-        def ours(requests: list[Request] = requests) -> None:
-            engine.generate(requests)
-
-        def theirs(requests: list[Request] = requests, cartridges: list[Cartridge] = cartridges) -> None:
-            for cartridge in cartridges:
-                prompts = [request.prompt_ids for request in requests if request.cartridge is cartridge]
-                peft.generate(cartridge, prompts, given.new_tokens)
-
-        found: dict[str, list[float]] = {"engine": [], "generate + PEFT": []}
-        with progress(f"{num_cartridges} cartridges", given.repetitions + 1) as bar:
-            for number in range(given.repetitions + 1):
-                for name, call in (("engine", ours), ("generate + PEFT", theirs)):
-                    took = seconds(call, model)
-                    if number:  # the first one warms up
-                        found[name].append(round(given.requests * given.new_tokens / took, 1))
-                bar.advance(1)
-        rows.append(
-            {
-                "cartridges": num_cartridges,
-                "tokens_per_s": {name: round(median(each), 1) for name, each in found.items()},
-                "ratio": round(median(found["engine"]) / median(found["generate + PEFT"]), 2),
-                "equal_tokens": equal,
-                "all": found,
-            }
-        )
-    return rows
 
 
 def decode_speed(engine: Engine, requests: Sequence[Request]) -> float | None:
@@ -175,7 +68,7 @@ def decode_speed(engine: Engine, requests: Sequence[Request]) -> float | None:
 
 
 def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Part 2: a row for each context length and each size of cartridge."""
+    """Part 3: a row for each context length and each size of cartridge."""
     rows: list[dict[str, Any]] = []
     kv_bytes = sum(2 * layer.num_kv_heads * layer.head_size for layer in model.identity.layers) * model.dtype.itemsize
     kinds = [("full context", length) for length in given.contexts]
@@ -201,7 +94,8 @@ def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
                 requests = requests_of(model, cartridges, batch, given.new_tokens)
             _, *speeds = [decode_speed(engine, requests) for _ in range(given.repetitions + 1)]
             engine.close()
-            speed = round(median(speeds), 1) if None not in speeds else None
+            known = [speed for speed in speeds if speed is not None]
+            speed = round(median(known), 1) if len(known) == len(speeds) else None
             row = {"kind": kind, "length": length, "batch": batch, "tokens_per_s": speed}
             rows.append({**row, "kv_mb": round((batch * own + held) * kv_bytes / 1e6, 1)})
             bar.advance(1, kind)
@@ -209,7 +103,7 @@ def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def first_token(model: Model, given: argparse.Namespace) -> dict[str, float]:
-    """Part 3, in milliseconds, medians."""
+    """Part 4, in milliseconds, medians."""
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, progress("first tokens", given.repetitions) as bar:
         random_cartridge(model, given.slots).save(Path(folder) / "cartridge")
@@ -250,9 +144,10 @@ def one_of_each(model: Model, folder: Path, num_text: int, number: int) -> dict[
 
 def show(result: dict[str, Any]) -> None:
     """Print what was found."""
-    for row in result["concurrent"]:
+    for kind, row in [*(("", row) for row in result["concurrent"]), ("mixed ", result["mixed"])]:
         speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in row["tokens_per_s"].items())
-        print(f"{result['requests']} requests, {row['cartridges']} cartridges: {speeds} tokens/s, {row['ratio']:.2f}x")
+        asked = f"{result['requests']} {kind}requests, {row['cartridges']} cartridges"
+        print(f"{asked}: {speeds} tokens/s, {row['ratio']:.2f}x")
     for row in result["by_context"]:
         speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"
         name = f"{row['kind']:16} {row['length']:6} tokens  batch {row['batch']:3}"
@@ -281,6 +176,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4 if quick else 32, help="at once")
     parser.add_argument("--new-tokens", type=int, default=4 if quick else 64)
     parser.add_argument("--cartridges", type=int, nargs="+", default=[1, 2] if quick else [1, 4, 32])
+    parser.add_argument("--mixed-cartridges", type=int, default=4)
+    parser.add_argument("--mixed-prompts", type=int, nargs=2, default=[4, 12] if quick else [16, 96], metavar="TOKENS")
+    parser.add_argument("--mixed-replies", type=int, nargs=2, default=[2, 6] if quick else [8, 128], metavar="TOKENS")
     parser.add_argument("--contexts", type=int, nargs="+", default=[64] if quick else [1024, 2048, 4096, 8000])
     parser.add_argument("--sizes", type=int, nargs="+", default=[16] if quick else [128, 512, 2048])
     parser.add_argument("--batch", type=int, default=4 if quick else 64, help="at most")
@@ -303,6 +201,7 @@ def main() -> int:
             "prompt_tokens": PROMPT_LEN,
             **settings,
             "concurrent": alone(lambda: concurrent(model, given)),
+            "mixed": alone(lambda: mixed(model, given)),
             "by_context": alone(lambda: by_context(model, given)),
             "first_token_ms": alone(lambda: first_token(model, given)),
         }

@@ -1,4 +1,4 @@
-"""The comparison of answering runs in its quick form: both sides write the same, and every part has its figures."""
+"""The comparisons of answering: in the quick form both sides write the same, and every part has its figures."""
 
 import json
 import os
@@ -25,6 +25,9 @@ def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
     for row, num in zip(result["concurrent"], (1, 2), strict=True):
         assert row["cartridges"] == num and row["equal_tokens"] == 1
         assert min(row["tokens_per_s"].values()) > 0 and row["ratio"] > 0
+    mixed = result["mixed"]
+    assert mixed["equal_tokens"] == 1 and sum(mixed["requests_of_each"]) == result["requests"]
+    assert 4 * 2 <= mixed["wanted_tokens"] < mixed["tokens_of_batches"] and mixed["ratio"] > 0
     kinds = [(row["kind"], row["length"]) for row in result["by_context"]]
     assert kinds == [("full context", 64), ("cartridge each", 16), ("one cartridge", 16)]
     assert all(row["batch"] == 4 and row["kv_mb"] > 0 for row in result["by_context"])

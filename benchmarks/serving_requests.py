@@ -1,0 +1,83 @@
+"""What the measurements of answering ask for: models, cartridges and requests that stand for no text."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cartridges.cartridge import Cartridge, Manifest
+from cartridges.engine.request import Request
+from cartridges.model import Model, load_model
+from cartridges.rng import rng_of
+
+SHAPES: dict[str, dict[str, Any]] = {  # random weights: speed does not depend on what they are
+    "qwen3-0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+}
+NEVER = frozenset([-1])  # stop ids that no model gives
+PROMPT_LEN = 48
+
+
+def random_model(shape: str) -> Model:
+    """A model of that shape in bfloat16, with pocket's tokenizer."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from cartridges.pocket import WEIGHTS
+
+    torch.manual_seed(0)
+    hf: Any = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape]))
+    with tempfile.TemporaryDirectory() as folder:
+        hf.to(torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(folder)
+        return load_model(folder, dtype="bfloat16")
+
+
+def random_ids(model: Model, num: int, *name: object) -> tuple[int, ...]:
+    """So many token ids, the same for the same name."""
+    rng, most = rng_of("serving", *name), min(model.identity.vocab_size, 1000)
+    return tuple(rng.randrange(300, most) for _ in range(num))
+
+
+def random_cartridge(model: Model, num_slots: int, seed: int = 0) -> Cartridge:
+    """Slots of no text."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(layer.num_kv_heads, num_slots, layer.head_size) for layer in model.identity.layers]
+    keys, values = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    manifest = Manifest(model=model.identity, num_slots=num_slots, num_frozen=0)
+    return Cartridge(keys, values, manifest).to(model.device, model.dtype).sealed()
+
+
+def requests_of(model: Model, cartridges: Sequence[Cartridge | None], num: int, num_new: int) -> list[Request]:
+    """`num` requests with prompts of their own, dealt to the cartridges in turn."""
+    return [
+        Request(random_ids(model, PROMPT_LEN, i), num_new, cartridge=cartridges[i % len(cartridges)], stop_ids=NEVER)
+        for i in range(num)
+    ]
+
+
+def mixed_requests_of(
+    model: Model, cartridges: Sequence[Cartridge], num: int, prompt_lens: Sequence[int], num_new: Sequence[int]
+) -> list[Request]:
+    """`num` requests, lengths drawn from the two ranges; each cartridge is asked half as often as the one before."""
+    rng = rng_of("serving", "mixed", num)
+    chosen = rng.choices(range(len(cartridges)), [2.0**-place for place in range(len(cartridges))], k=num)
+    return [
+        Request(
+            random_ids(model, rng.randint(*prompt_lens), "mixed", i),
+            rng.randint(*num_new),
+            cartridge=cartridges[place],
+            stop_ids=NEVER,
+        )
+        for i, place in enumerate(chosen)
+    ]
