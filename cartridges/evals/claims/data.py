@@ -6,6 +6,7 @@ from cartridges.evals.finding import Check, Finding
 from cartridges.evals.lab import Lab
 from cartridges.evals.quality import quality
 from cartridges.evals.tasks.pocket import paths_of, pocket_context
+from cartridges.study_plan import SynthesizeConfig
 
 TITLE = "How good the synthetic conversations are"
 PUBLISHED = (
@@ -20,12 +21,16 @@ def data(lab: Lab) -> Finding:
     task = lab.task()
     context = pocket_context("ward", "test", lab.config.seed, lab.config.num_tokens)
     num = max(64, lab.config.num_conversations // 2)
-    arms: dict[str, tuple[float | None, dict[str, Any]]] = {"preset (temperature 1.0)": (1.0, {})}
-    for temperature in (0.3, 0.6, 1.3):
+    usual = SynthesizeConfig.resolve("pocket").question
+    label = f"preset (temperature {usual.temperature}, top_p {usual.top_p})"
+    arms: dict[str, tuple[float | None, dict[str, Any]]] = {label: (usual.temperature, {})}
+    for temperature in sorted({0.3, 0.6, 1.0, 1.3} - {usual.temperature}):
         arms[f"temperature {temperature}"] = (
             temperature,
             {"question": {"temperature": temperature, "max_new_tokens": 96}},
         )
+    arms["all tokens drawn from (top_p 1)"] = (None, {"question": {"top_p": 1.0}})
+    arms["messages bound to no passage"] = (None, {"passage_len": 0})
     for label, values in filter_arms().items():
         arms[label] = (None, {"filters": values})
     for label, (temperature, values) in arms.items():
