@@ -22,7 +22,8 @@ def long_corpus(lab: Lab) -> Finding:
     for num in lab.config.windows:
         task = lab.task(num_tokens=num * room)
         num_slots = min(lab.slots_for(task.corpus, 20), window // 2)
-        data = lab.study(task.corpus)
+        times = min(num, lab.config.most_study)
+        data = lab.study(task.corpus, num_conversations=times * lab.config.num_conversations)
         rows = {}
         for method, label in (("truncated", "truncated to the window"), ("bm25", "retrieval, BM25, equal bytes")):
             budget = room if method == "truncated" else num_slots
@@ -33,7 +34,7 @@ def long_corpus(lab: Lab) -> Finding:
         except InputError as error:
             finding.notes.append(f"{num} windows: {error}")
             continue
-        made = lab.train(data, task.corpus, num_slots)
+        made = lab.train(data, task.corpus, num_slots, max_steps=times * lab.config.steps)
         label = "cartridge, 20x fewer bytes"
         record = lab.measure(task, lab.answers(made, data), f"cartridge-{num_slots}-w{window}", label, held)
         rows = {"the right document": oracle, label: record, **rows}
@@ -46,6 +47,9 @@ def long_corpus(lab: Lab) -> Finding:
             finding.checks.append(Check(f"cartridge over the right document, {num} windows", 0.90, of and of[0]))
             cut = rows["truncated to the window"].accuracy
             finding.checks.append(Check(f"truncation, {num} windows", 0.25, cut, at_least=False))
+    finding.notes.append(
+        f"conversations and steps are in proportion to the windows, up to {lab.config.most_study} times those of one"
+    )
     finding.notes.append(
         f"the bundled model has a window of {lab.model.window:,} tokens and is held to {window:,} here, so that "
         "several windows of corpus can be studied on a laptop; it reads no worse for that"
