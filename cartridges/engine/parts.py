@@ -1,7 +1,8 @@
 """One part of attention: what queries make of some keys and values, in the two ways there are.
 
 On a CPU in float32 it is one call of PyTorch's own kernel, which tells the log of the sum of exponentials; elsewhere,
-and where models cap their scores, it is matrix products and a softmax in float32, in pieces that bound the scores.
+and where models cap their scores, it is matrix products and a softmax in float32, in pieces that bound the scores. Both
+ways a row that sees nothing, all of its mask being -inf, gives zeros and the log -inf.
 
 Shapes: E independent problems (rows, or 1), G key/value heads, S queries of each of them, C keys, H head size.
 """
@@ -22,20 +23,38 @@ def part(
     softcap: float | None = None,
 ) -> Part:
     """Results [E, G, S, H] and logs [E, G, S], float32; `mask`, float32 and broadcast to [E, G, S, C], is added."""
-    is_float = all(tensor.dtype == torch.float32 for tensor in (q_EGSH, k_EGCH, v_EGCH))
-    if is_float and q_EGSH.device.type == "cpu" and softcap is None:
-        # flash attention of the CPU; of all that PyTorch offers the one that gives the logs
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_EGSH, k_EGCH, v_EGCH, attn_mask=mask, scale=scale
-        )
-    scores_EGSC = ((q_EGSH.float() * scale) @ k_EGCH.float().transpose(2, 3)).float()
+    device_type = q_EGSH.device.type
+    if torch.is_autocast_enabled(device_type):  # which would round the scores
+        with torch.autocast(device_type, enabled=False):
+            return part(q_EGSH, k_EGCH, v_EGCH, scale, mask, softcap)
+    if device_type == "cpu" and softcap is None and all(map(_is_plain, (q_EGSH, k_EGCH, v_EGCH))):
+        return _by_kernel(q_EGSH, k_EGCH, v_EGCH, scale, mask)
+    scores_EGSC = (q_EGSH.float() * scale) @ k_EGCH.float().transpose(2, 3)
     if softcap is not None:
         scores_EGSC.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         scores_EGSC += mask
-    best_EGS1 = scores_EGSC.amax(-1, keepdim=True)
+    best_EGS1 = scores_EGSC.amax(-1, keepdim=True).clamp_(min=LEAST)
     sums_EGS1 = scores_EGSC.sub_(best_EGS1).exp_().sum(-1, keepdim=True)
-    return (scores_EGSC @ v_EGCH.float()).float() / sums_EGS1, (best_EGS1 + sums_EGS1.log()).squeeze(-1)
+    # the sum is at least the 1 of the best score, or 0 where nothing is seen
+    return (scores_EGSC @ v_EGCH.float()) / sums_EGS1.clamp(min=1), (best_EGS1 + sums_EGS1.log()).squeeze(-1)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the CPU's kernel reads it right: in float32, and heads without gaps, which it takes for granted."""
+    return tensor.dtype == torch.float32 and tensor.stride(-1) == 1
+
+
+def _by_kernel(
+    q_EGSH: torch.Tensor, k_EGCH: torch.Tensor, v_EGCH: torch.Tensor, scale: float, mask: torch.Tensor | None
+) -> Part:
+    # flash attention of the CPU; of all that PyTorch offers the one that gives the logs
+    out_EGSH, log_EGS = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_EGSH, k_EGCH, v_EGCH, attn_mask=mask, scale=scale
+    )
+    if mask is not None and not log_EGS.all():  # the log of a row that sees nothing is 0 here
+        log_EGS = log_EGS.masked_fill(mask.amax(-1) == -torch.inf, -torch.inf)
+    return out_EGSH, log_EGS
 
 
 def merged(parts: list[Part]) -> torch.Tensor:
