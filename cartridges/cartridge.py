@@ -150,12 +150,22 @@ class Cartridge:
         return self.manifest.digest
 
     def sealed(self) -> Self:
-        """The same slots, with their dtype and digest in the manifest."""
+        """The same slots, with their dtype and digest in the manifest. Raises as `check_bias` does."""
+        self.check_bias()
         told = {"dtype": str(self.keys[0].dtype).removeprefix("torch."), "has_bias": self.bias is not None}
         manifest = self.manifest.model_copy(update=told)
         parts = ((name, _raw(tensor)) for name, tensor in sorted(self._named_tensors().items()))
         digest = digest_of(manifest, parts)
         return type(self)(self.keys, self.values, manifest.model_copy(update={"digest": digest}), self.bias)
+
+    def check_bias(self) -> None:
+        """Raises FormatError for a bias with which there is no attention to calculate."""
+        for layer, bias_GP in enumerate(self.bias or ()):
+            if not bias_GP.isfinite().all():
+                raise FormatError(
+                    f"the cartridge {self.manifest.name or '(unnamed)'} has a bias in layer {layer} that is infinite "
+                    "or no number; make it anew, with -1e4 for a slot that is to get no attention"
+                )
 
     def save(self, folder: Path) -> None:
         """Write the cartridge into `folder`; an older one there is replaced."""
@@ -183,7 +193,9 @@ class Cartridge:
             [tensors[f"layers.{i}.{kind}"].to(device) for i in range(count) if kind != "bias" or manifest.has_bias]
             for kind in ("keys", "values", "bias")
         )
-        return cls(keys, values, manifest, bias or None)
+        loaded = cls(keys, values, manifest, bias or None)
+        loaded.check_bias()
+        return loaded
 
     def check_fits(self, identity: ModelIdentity) -> None:
         """Raises FormatError, with what differs, unless the cartridge was made for this very model."""

@@ -68,6 +68,20 @@ def test_a_manifest_is_read_without_torch(folder):
     assert found.stdout.strip() == str(len(IDS)), found.stderr
 
 
+@pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
+def test_a_bias_that_is_no_number_is_refused(cartridge, tmp_path, monkeypatch, wrong):
+    cartridge.bias = [torch.zeros(2, len(IDS)) for _ in range(2)]
+    cartridge.bias[1][0, 3] = wrong
+    told = r"the cartridge ids has a bias in layer 1 that is infinite or no number; make it anew, with -1e4 .*"
+    with pytest.raises(FormatError, match=told):
+        cartridge.save(tmp_path)
+    with monkeypatch.context() as patched:  # one that something else wrote
+        patched.setattr(Cartridge, "check_bias", lambda self: None)
+        cartridge.save(tmp_path)
+    with pytest.raises(FormatError, match=told):
+        Cartridge.load(tmp_path)
+
+
 def test_saving_again_replaces(cartridge, folder, model):
     keys, values = prefix_kv(model, IDS[:5])
     Cartridge(keys, values, cartridge.manifest.model_copy(update={"num_slots": 5})).save(folder)

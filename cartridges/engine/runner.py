@@ -52,7 +52,11 @@ class Runner:
         return found.logits[0].float(), chunks
 
     def load(self, cartridge: Cartridge) -> KV:
-        """A cartridge's slots for this model; no copy where they are on its device and in its dtype."""
+        """A cartridge's slots for this model; no copy where they are on its device and in its dtype.
+
+        Raises FormatError for a bias that is infinite or no number.
+        """
+        cartridge.check_bias()
         whole = cartridge.to(self.model.device, self.model.dtype)
         if whole.bias is None:
             return [(keys.detach(), values.detach()) for keys, values in zip(whole.keys, whole.values, strict=True)]
