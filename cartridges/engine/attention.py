@@ -1,13 +1,15 @@
 """Attention of one call over shared runs and own rows: what several tokens stand behind is read once for all of them.
 
 It is registered with transformers and gets its step through the model's keyword arguments, like the attention for
-training, so the model is unmodified, there is no global state, and transformers makes no mask and keeps no cache. Each
-part gives its result and the log of the sum of its exponentials; with those as weights the parts become the whole.
+training, so the model is unmodified, and transformers makes no mask and keeps no cache. Global is only which models'
+attention is swapped for the time of a call, counted where calls overlap. Each part gives its result and the log of the
+sum of its exponentials; with those as weights the parts become the whole.
 
 Shapes: T tokens of the call, B rows of a bundle, t tokens of each, C columns or P slots seen, N query heads,
 G key/value heads, R = N / G, H head size.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -15,13 +17,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from cartridges.engine.parts import Part, merged, part
+from cartridges.engine.parts import LEAST, Part, merged, part
 from cartridges.engine.step import Bundle, Group, Step
 from cartridges.errors import InputError
 
 NAME = "cartridges_engine"
 MAX_SCORES = 1 << 22  # numbers in the scores held at once: 16 MiB
 MAX_QUERIES = 128
+_SWAPPING = threading.Lock()
+_SWAPPED: dict[int, tuple[Any, str, int]] = {}  # configurations by id, with the name before and the calls under way
 
 
 class Layer(NamedTuple):
@@ -118,7 +122,7 @@ def _of_group(step: Step, group: Group, layer: Layer, q_TGRH: torch.Tensor) -> P
             continue
         if bias:
             bias_G1P = bias[0][None, :, None, first : group.length]
-            mask = bias_G1P if mask is None else mask + bias_G1P
+            mask = bias_G1P if mask is None else bias_G1P.masked_fill(mask < 0, LEAST)
         q_1GSH = q_tGRH.transpose(0, 1).flatten(1, 2)[None]
         seen = (keys[None, :, first : group.length], values[None, :, first : group.length])
         out_1GSH, log_1GS = part(q_1GSH, *seen, layer.scale, mask, layer.softcap)
@@ -150,13 +154,23 @@ def configs_of(hf: PreTrainedModel) -> list[PreTrainedConfig]:
 def engine_attention(configs: Iterable[Any]) -> Iterator[None]:
     """Meanwhile the layers with these configurations use `grouped_attention`.
 
-    Only the name in the configurations changes: once a call must cost nothing.
+    Only the name in the configurations changes: once a call must cost nothing. Calls on one model may overlap, of
+    several engines in several threads; the name is restored when the last of them ends.
     """
-    before = [(config, config._attn_implementation or "eager") for config in configs]
+    entered: list[Any] = []
     try:
-        for config, _ in before:
-            config._attn_implementation = NAME
+        with _SWAPPING:
+            for config in configs:
+                _, name, num_calls = _SWAPPED.get(id(config), (config, config._attn_implementation or "eager", 0))
+                _SWAPPED[id(config)] = (config, name, num_calls + 1)
+                config._attn_implementation = NAME
+                entered.append(config)
         yield
     finally:
-        for config, name in before:
-            config._attn_implementation = name
+        with _SWAPPING:
+            for config in entered:
+                _, name, num_calls = _SWAPPED.pop(id(config))
+                if num_calls > 1:
+                    _SWAPPED[id(config)] = (config, name, num_calls - 1)
+                else:
+                    config._attn_implementation = name
