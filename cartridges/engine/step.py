@@ -203,9 +203,10 @@ def _own(
         bundle, tokens = _bundle(store.sizes[size], members, device)
         bundles.append(bundle)
         found += tokens
-    places = dict(zip(reversed(found), range(len(found) - 1, -1, -1), strict=True))
-    in_order = found == list(range(len(found)))
-    places_T = None if in_order else torch.tensor([places[token] for token in range(len(places))], device=device)
+    places_T = None
+    if found != list(range(len(found))):
+        places = dict(zip(reversed(found), range(len(found) - 1, -1, -1), strict=True))
+        places_T = torch.tensor([places[token] for token in range(len(places))], device=device)
     writes = []
     for size, members in by_size.items():
         tokens, rows, columns = [], [], []
