@@ -32,3 +32,18 @@ def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
     assert kinds == [("full context", 64), ("cartridge each", 16), ("one cartridge", 16)]
     assert all(row["batch"] == 4 and row["kv_mb"] > 0 for row in result["by_context"])
     assert len(result["first_token_ms"]) == 6 and min(result["first_token_ms"].values()) > 0
+
+
+def test_without_vllm_it_says_how_to_get_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name == 'vllm' else find(name, package)\n"
+    )
+    command = [sys.executable, "benchmarks/serving_vllm.py", "--quick"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        f"error: vLLM, with which this compares, is not installed in {sys.executable}; make test-vllm makes an "
+        "environment with it: .venv-vllm/bin/python benchmarks/serving_vllm.py\n"
+    )
