@@ -1,6 +1,6 @@
 """Puts generated tables into the Markdown pages, between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
-    python docs/build.py          # write
+    python docs/build.py          # write, pictures too
     python docs/build.py --check  # exit 1 where a page differs from its result files
 
 No number in these pages is typed: each part is made from a result file that a command of this repository wrote.
@@ -11,6 +11,8 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from serving_tables import pictures, serving_contexts, serving_first_token, serving_peft, serving_vllm
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "cartridges" / "pocket" / "weights"
@@ -122,6 +124,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "transmute_ridge": transmute_ridge,
     "transmute_memory": transmute_memory,
     "claims": claims,
+    "serving_peft": serving_peft,
+    "serving_contexts": serving_contexts,
+    "serving_first_token": serving_first_token,
+    "serving_vllm": serving_vllm,
 }
 
 
@@ -131,13 +137,16 @@ def built(page: Path) -> str:
 
 
 def main() -> int:
-    """Write or check all pages; gives the exit code."""
+    """Write or check all pages and pictures; gives the exit code."""
+    check = "--check" in sys.argv
     stale = [page for page in PAGES if built(page) != page.read_text(encoding="utf-8")]
     for page in stale:
-        print(f"{page.relative_to(ROOT)}: {'differs from its result files' if '--check' in sys.argv else 'written'}")
-        if "--check" not in sys.argv:
+        if not check:
             page.write_text(built(page), encoding="utf-8")
-    return int(bool(stale) and "--check" in sys.argv)
+    stale += pictures(check)
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'differs from its result files' if check else 'written'}")
+    return int(bool(stale) and check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""How fast answering is, from the result files of `benchmarks/serving.py` and `benchmarks/serving_vllm.py`.
+
+A file that is not there is left out. The pictures carry a digest of the figures that they show, so that a check can
+tell an old one without drawing it anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+MEASURED = ROOT / "benchmarks" / "results"
+PICTURES = ROOT / "docs" / "results"
+NAMES = ("serving_pocket", "serving_qwen3-0.6b")
+VLLM = "serving_vllm"
+OURS, PEFT, THEIRS = "engine", "generate + PEFT", "vLLM"
+KINDS = {
+    "full context": "a full context each",
+    "cartridge each": "a cartridge each",
+    "one cartridge": "one shared cartridge",
+}
+MARKS = {"full context": "o", "cartridge each": "s", "one cartridge": "^"}
+
+
+def read() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The measurements of the engine that there are, by the names of their files."""
+    for name in NAMES:
+        if (MEASURED / f"{name}.json").exists():
+            yield name, json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def origin(result: dict[str, Any]) -> str:
+    """Where figures come from."""
+    known = result["versions"]
+    versions = ", ".join(f"{name} {known[name]}" for name in ("torch", "peft", "vllm") if name in known)
+    return f"`{result['command']}`, {result['hardware']}, {versions}, {result['dtype']}, commit {result['commit']}"
+
+
+def ranged(low_high: Sequence[int]) -> str:
+    """A range of lengths."""
+    return f"{low_high[0]}–{low_high[1]}"
+
+
+def serving_peft() -> str:
+    """Many requests at once, the engine beside `generate` with PEFT."""
+    rows, origins = [], []
+    for _, result in read():
+        fixed = (str(result["prompt_tokens"]), str(result["new_tokens"]))
+        found = [(row, *fixed) for row in result["concurrent"]]
+        if mixed := result.get("mixed"):
+            found.append((mixed, ranged(mixed["prompt_tokens"]), ranged(mixed["new_tokens"])))
+        for row, prompt, new in found:
+            speeds = [f"{row['tokens_per_s'][name]:,.0f}" for name in (OURS, PEFT)]
+            cells = [result["model"], str(result["requests"]), str(row["cartridges"]), prompt, new]
+            rows.append([*cells, *speeds, f"{row['ratio']:.2f}x", f"{row['equal_tokens']:.1%}"])
+        origins.append(origin(result))
+    head = ["model", "requests", "cartridges", "prompt", "new"]
+    head += ["engine, tokens/s", "generate + PEFT, tokens/s", "ratio", "equal tokens"]
+    return "\n\n".join([table(head, rows), *origins])
+
+
+def serving_contexts() -> str:
+    """Decoding by context length: the pictures, then their figures."""
+    parts = []
+    for name, result in read():
+        parts.append(f"![Tokens/s of {result['model']} against the length of the context](results/{name}.png)")
+        rows = []
+        for row in result["by_context"]:
+            speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
+            rows.append([KINDS[row["kind"]], f"{row['length']:,}", str(row["batch"]), speed, f"{row['kv_mb']:,.1f} MB"])
+        parts.append(
+            table([f"{result['model']}, behind", "tokens or slots", "requests at once", "tokens/s", "KV"], rows)
+        )
+        parts.append(f"Within {result['budget']:,} tokens of keys and values. {origin(result)}")
+    return "\n\n".join(parts)
+
+
+def serving_first_token() -> str:
+    """The time to the first token."""
+    parts = []
+    for _, result in read():
+        rows = [[name, f"{took:,.2f}"] for name, took in result["first_token_ms"].items()]
+        parts.append(table([f"{result['model']}, {result['slots']} slots", "ms"], rows))
+        parts.append(origin(result))
+    return "\n\n".join(parts)
+
+
+def serving_vllm() -> str:
+    """Both servers over HTTP; empty where that was not measured."""
+    if not (MEASURED / f"{VLLM}.json").exists():
+        return ""
+    result = json.loads((MEASURED / f"{VLLM}.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in result["rows"]:
+        speeds = [f"{row['tokens_per_s'][name]:,.0f}" for name in (OURS, THEIRS)]
+        first = [f"{row['first_token_ms'][name]:,.0f}" for name in (OURS, THEIRS)]
+        rows.append([row["setting"], *speeds, f"{row['ratio']:.2f}x", *first, f"{row['equal_tokens']:.1%}"])
+    head = ["behind", "engine, tokens/s", "vLLM, tokens/s", "ratio"]
+    head += ["engine, first token ms", "vLLM, first token ms", "equal tokens"]
+    idle = ", ".join(f"{name} {cores:.2f}" for name, cores in result["idle_cores"].items())
+    about = [
+        f"{result['requests']} requests at once of {result['prompt_tokens']} tokens",
+        f"{result['new_tokens']} new ones each",
+        f"{result['slots']} slots",
+        f"medians of {result['repetitions']}",
+        f"model {result['model']}",
+    ]
+    startup = ", ".join(f"{name} {took:.0f}" for name, took in result["startup_s"].items())
+    about = f"{', '.join(about)}. Seconds to start: {startup}; cores busy while nobody asked: {idle}."
+    return "\n\n".join([table(head, rows), f"{about} {origin(result)}"])
+
+
+def draw(result: dict[str, Any], digest: str) -> bytes:
+    """Tokens/s against the length of what is read, a line for each kind."""
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    from cartridges.report_figures import DPI, LIGHT, add_legend, new_figure
+
+    figure, axes = new_figure(LIGHT, 3.4)
+    colours = dict(zip(KINDS, (LIGHT.reference, LIGHT.runs[1], LIGHT.cartridge), strict=True))
+    lengths: set[int] = set()
+    for kind, label in KINDS.items():
+        rows = [row for row in result["by_context"] if row["kind"] == kind and row["tokens_per_s"] is not None]
+        known = [row["length"] for row in rows]
+        lengths |= set(known)
+        speeds = [row["tokens_per_s"] for row in rows]
+        axes.plot(known, speeds, MARKS[kind] + "-", color=colours[kind], label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(lengths))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens of context, or slots")
+    axes.set_ylabel("tokens/s, all requests")
+    axes.set_title(f"{result['model']}, {result['budget']:,} tokens of keys and values", fontsize=10)
+    add_legend(figure, LIGHT)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None, "Comment": digest})
+    return content.getvalue()
+
+
+def pictures(check: bool) -> list[Path]:
+    """The pictures that are not those of the result files; drawn anew unless `check`."""
+    stale = []
+    for name, result in read():
+        shown = [result["model"], result["budget"], result["by_context"]]
+        digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+        path = PICTURES / f"{name}.png"
+        if not path.exists() or digest.encode() not in path.read_bytes():
+            stale.append(path)
+            if not check:
+                path.write_bytes(draw(result, digest))
+    return stale
