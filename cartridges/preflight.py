@@ -1,13 +1,18 @@
-"""What is looked at before a training run begins: its devices and trackers, and whether data, model and folder fit."""
+"""What is looked at before a training run begins or goes on: its devices and trackers, and whether data, model, folder
+and checkpoint fit.
+"""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from cartridges.dataset import Dataset
-from cartridges.errors import ConfigError, InputError
+from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.model import Model
+from cartridges.precision import NAMES, check_resumed
 from cartridges.recipe import TrainConfig
 
 
@@ -53,3 +58,36 @@ def check_run(dataset: Dataset | None, model: Model, config: TrainConfig, out: P
             f"the dataset has the token id {largest}, the vocabulary of {model.identity.model_id} ends at "
             f"{model.identity.vocab_size - 1}; train with the model that wrote it"
         )
+
+
+def check_checkpoint(path: Path, state: dict[str, Any], made_with: dict[str, Any], num_groups: int) -> None:
+    """Refuse a checkpoint of another version of the package, or of a run that is made with something else."""
+    old, now = json.loads(state["made_with"]), json.loads(json.dumps(made_with))
+    newer = TrainConfig.resolve().model_dump(mode="json")  # fields that an older run did not have
+    old["config"] = {**newer, **old["config"]}
+    is_older = len(state["optimizer"]["param_groups"]) < num_groups
+    if is_older or old["config"].keys() - now["config"].keys():
+        raise FormatError(
+            f"cannot resume from {path}: {'an older' if is_older else 'another'} version of cartridges wrote it; "
+            "go on with that version, or delete it to begin anew"
+        )
+    differing = sorted(key for key in now if old.get(key) != now[key])
+    if differing:
+        fields = [f"config ({name})" for name in sorted(newer) if old["config"][name] != now["config"][name]]
+        told = ", ".join([name for name in differing if name != "config"] + fields)
+        raise ConfigError(f"{path.parent} holds a run with another {told}; give another folder")
+
+
+def resumed_precision(folder: Path, state: dict[str, Any], model: Model, chosen: str) -> str:
+    """The precision that a checkpoint's run began in, whatever is `chosen` here; an older one does not tell.
+
+    Raises ConfigError where it cannot be had with this model on this device.
+    """
+    dtype = NAMES.get(model.dtype, str(model.dtype))
+    if (began := state.get("dtype", dtype)) != dtype:
+        raise ConfigError(
+            f"{folder} holds a run of the model in {began}, given it in {dtype}; load it in {began}, or give another "
+            "folder"
+        )
+    began = state.get("precision", chosen)
+    return check_resumed(folder, began, model.device) if model.dtype == torch.float32 else began

@@ -32,8 +32,8 @@ from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.losses import distillation_loss, next_token_loss
 from cartridges.model import Model
 from cartridges.packing import PackedRow, RowTensors, to_tensors
-from cartridges.precision import autocast_bf16, has_fast_bf16
-from cartridges.preflight import accelerator_of, check_run
+from cartridges.precision import NAMES, autocast_bf16, precision_of
+from cartridges.preflight import accelerator_of, check_checkpoint, check_run, resumed_precision
 from cartridges.provenance import provenance
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
@@ -77,9 +77,7 @@ class Run:
         self.dataset_digest = dataset.digest if dataset else ""
         self.slots = Slots(start, model.device, config.train_bias)
         self.optimizer = self.make_optimizer(len(start.keys))
-        self.precision = config.precision
-        if config.precision == "auto":
-            self.precision = "bf16" if has_fast_bf16(model.device) else "fp32"
+        self.precision = precision_of(config.precision, model.dtype, model.device)
         self.done = Progress()
         self.best: list[torch.Tensor] | None = None
         num_layers = len(start.keys)
@@ -136,9 +134,11 @@ class Run:
         value = float(self.summed(total))
         norm = float(torch.nn.utils.clip_grad_norm_(self.slots.trained, config.clip or math.inf))
         if not (math.isfinite(value) and math.isfinite(norm)):
+            ratio = config.values_lr_ratio
             raise CartridgesError(
                 f"the loss became {value} (gradient norm {norm}) at step {self.done.step}; give a lower lr than "
-                f"{config.lr}, or precision=fp32, and begin anew"
+                f"{config.lr}, {f'a lower values_lr_ratio than {ratio}, ' if ratio > 1 else ''}or precision=fp32, and "
+                "begin anew"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = group["top_lr"] * config.lr_ratio(self.done.step, self.plan.num_steps)
@@ -190,6 +190,7 @@ class Run:
             "grad_norm": sum(norms) / len(norms),
             **measured,
             "lr": lr,
+            "values_lr": lr * self.config.values_lr_ratio,
             "num_tokens": sum(tokens),
             "seconds": round(self.done.seconds, 3),
         }
@@ -225,6 +226,8 @@ class Run:
             "made_with": json.dumps(self.made_with(), sort_keys=True),
             "slots": self.slots.state(),
             "frozen": self.slots.frozen,
+            "precision": self.precision,
+            "dtype": NAMES.get(self.model.dtype, str(self.model.dtype)),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "done": vars(self.done),
@@ -233,20 +236,15 @@ class Run:
         write_whole(self.out / CHECKPOINT, content.getbuffer())
 
     def load(self) -> None:
-        """Go on from the checkpoint. Raises FormatError where it is damaged, ConfigError where it is another run's."""
+        """Go on from the checkpoint, in the precision that the run began in.
+
+        Raises FormatError where it is damaged or of another version, ConfigError where it is another run's.
+        """
         path = self.out / CHECKPOINT
         try:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
-            made_with: dict[str, Any] = json.loads(state["made_with"])
-            now = json.loads(json.dumps(self.made_with()))
-            newer = TrainConfig.resolve().model_dump(mode="json")  # fields that an older run did not have
-            made_with["config"] = {**newer, **made_with["config"]}
-            differing = sorted(key for key in now if made_with.get(key) != now[key])
-            if differing:
-                old, new = made_with.get("config", {}), now["config"]
-                fields = [f"config ({name})" for name in sorted(new) if old.get(name) != new[name]]
-                told = ", ".join([name for name in differing if name != "config"] + fields)
-                raise ConfigError(f"{self.out} holds a run with another {told}; give another folder")
+            check_checkpoint(path, state, self.made_with(), len(self.optimizer.param_groups))
+            self.precision = resumed_precision(self.out, state, self.model, self.precision)
             self.slots.load(state["slots"])
             self.slots.frozen = state["frozen"]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -275,7 +273,7 @@ class Run:
         told = {
             "name": name,
             "dataset_digest": self.dataset_digest,
-            "training": self.config.model_dump(mode="json"),
+            "training": {**self.config.model_dump(mode="json"), "precision": self.precision},
             "metrics": metrics,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
