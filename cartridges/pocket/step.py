@@ -69,13 +69,16 @@ def orthogonalized_in_float32(wanted: bool) -> Iterator[None]:
 
 
 class Optimizers:
-    """Muon for the matrices, AdamW for embeddings and norms, one learning-rate schedule."""
+    """Muon for the matrices, AdamW for embeddings and norms, one learning-rate schedule.
 
-    def __init__(self, model: torch.nn.Module, config: PocketConfig):
+    `in_bf16` is whether Muon iterates in bfloat16; None where the device is fast at it.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: PocketConfig, in_bf16: bool | None = None):
         matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self.tops = (config.muon_lr, config.adam_lr)
-        self.has_fast_bf16 = has_fast_bf16(matrices[0].device)
+        self.in_bf16 = has_fast_bf16(matrices[0].device) if in_bf16 is None else in_bf16
         self.parts = (
             torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=0.0),
             torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -85,7 +88,7 @@ class Optimizers:
         for optimizer, top in zip(self.parts, self.tops, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = top * lr_ratio
-            with orthogonalized_in_float32(not self.has_fast_bf16):
+            with orthogonalized_in_float32(not self.in_bf16):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -102,13 +105,19 @@ class Optimizers:
                     raise ValueError(f"optimiser state of shape {shapes} for a parameter of {parameter.shape}")
 
 
-def make_loss(model: Qwen3ForCausalLM, config: PocketConfig, device: torch.device) -> LossFunction:
-    """The function of a batch's tensors that gives (weighted mean loss, loss of each target, whether it is right)."""
+def make_loss(
+    model: Qwen3ForCausalLM, config: PocketConfig, device: torch.device, in_bf16: bool | None = None
+) -> LossFunction:
+    """The function of a batch's tensors that gives (weighted mean loss, loss of each target, whether it is right).
+
+    Products are in bfloat16 with `in_bf16`; None is where the device is fast at it.
+    """
+    wants_bf16 = has_fast_bf16(device) if in_bf16 is None else in_bf16
 
     def loss_of(
         inputs_BT: torch.Tensor, positions_M: torch.Tensor, targets_M: torch.Tensor, weights_M: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        with autocast_bf16(device, has_fast_bf16(device)):
+        with autocast_bf16(device, wants_bf16):
             hidden_BTD = model.model(input_ids=inputs_BT, use_cache=False).last_hidden_state
             logits_MV = model.lm_head(hidden_BTD.flatten(0, 1)[positions_M])
         loss_M = F.cross_entropy(logits_MV.float(), targets_M, reduction="none")

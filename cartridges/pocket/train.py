@@ -30,6 +30,7 @@ from cartridges.pocket.batches import Batch, ChatEncoder, make_batch
 from cartridges.pocket.recipe import PocketConfig, Shape
 from cartridges.pocket.step import Optimizers, accuracy_by_kind, build_model, make_loss
 from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
+from cartridges.precision import check_resumed, precision_of
 from cartridges.provenance import provenance
 from cartridges.run_folder import (
     LOCK,
@@ -94,9 +95,15 @@ class Run:
         cast(torch.nn.Module, self.model).to(self.device)
         self.model.set_attn_implementation(register())
         self.optimizers = Optimizers(self.model, config)
-        self.loss_of = make_loss(self.model, config, self.device)
+        self.multiply_in(precision_of("auto", torch.float32, self.device))
         self.step = 0
         self.recent = Recent()
+
+    def multiply_in(self, precision: str) -> None:
+        """Have products in bf16 or fp32 from here on."""
+        self.precision, in_bf16 = precision, precision == "bf16"
+        self.optimizers.in_bf16 = in_bf16
+        self.loss_of = make_loss(self.model, self.config, self.device, in_bf16)
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +166,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "recent": asdict(self.recent),
+            "precision": self.precision,
             "made_with": self.made_with(),
         }
         content = io.BytesIO()
@@ -166,7 +174,11 @@ class Run:
         write_whole(self.checkpoint, content.getbuffer())
 
     def load(self) -> None:
-        """Go on from the checkpoint. Raises FormatError where it is damaged or belongs to another configuration."""
+        """Go on from the checkpoint, in the precision that the run began in.
+
+        Raises FormatError where it is damaged or belongs to another configuration, ConfigError where that precision
+        cannot be had here.
+        """
         try:
             with zipfile.ZipFile(self.checkpoint) as archive:  # torch does not look at the checksums
                 if damaged := archive.testzip():
@@ -192,6 +204,7 @@ class Run:
                 f"{self.checkpoint} was made with another tokenizer than {self.folder / 'tokenizer'}; "
                 "restore that folder, or delete the checkpoint to begin anew"
             )
+        self.multiply_in(check_resumed(self.folder, state.get("precision", self.precision), self.device))
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"])
         if not (isinstance(state["step"], int) and 0 <= state["step"] <= self.config.num_steps):

@@ -120,6 +120,28 @@ def test_a_run_stopped_and_resumed_is_the_undisturbed_one(begun, undisturbed, at
         assert_same(run, undisturbed)
 
 
+@pytest.mark.parametrize("began_fast", [True, False])
+def test_a_run_goes_on_in_the_precision_that_it_began_in(undisturbed, tmp_path, at_step, monkeypatch, began_fast):
+    def train_where(is_fast, name):
+        monkeypatch.setattr("cartridges.precision.has_fast_bf16", lambda device: is_fast)
+        with open_run(tmp_path / name, None, "cpu") as run:
+            train(run)
+        return weights(run)
+
+    config = PocketConfig.resolve("tiny", None, ["phases=[{steps: 4, shapes: [{length: 256, rows: 2}]}]"])
+    for name in ("whole", "other", "run"):
+        shutil.copytree(undisturbed.folder / "tokenizer", tmp_path / name / "tokenizer")
+        config.save(tmp_path / name / "config.yaml")
+    whole, other = train_where(began_fast, "whole"), train_where(not began_fast, "other")
+    at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(InterruptedRun):
+        train_where(began_fast, "run")
+    at_step(-1, None)
+    run = train_where(not began_fast, "run")
+    assert all(torch.equal(run[name], value) for name, value in whole.items())
+    assert not all(torch.equal(run[name], value) for name, value in other.items()), "it matters here"
+
+
 def test_a_run_that_dies_within_a_step_goes_on_from_the_checkpoint(begun, undisturbed, at_step, monkeypatch):
     def die():
         raise SystemError
@@ -367,5 +389,6 @@ def test_checkpoints_hold_no_code(undisturbed):
         "model",
         "optimizers",
         "recent",
+        "precision",
         "made_with",
     }
