@@ -8,7 +8,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from cartridges.errors import FormatError, InputError
@@ -80,7 +80,7 @@ def write_card(run: Path) -> Path:
         if measured["weights_sha256"] != digests["model.safetensors"] or measured["split"] != "test":
             raise InputError(f"{run / 'eval.json'} is not the table of these weights on the test split; {again}")
         text = CARD.format(**figures(run, config, measured, origin))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise FormatError(f"a file of {run} is damaged ({type(error).__name__}: {error}); {again}") from error
     for name in ("eval.json", "curves.png", "metrics.jsonl"):
         shutil.copy(run / name, model / name)
@@ -103,15 +103,16 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
     notes = run / "notes.md"
     speeds: dict[int, list[float]] = {}
     num_steps: dict[int, int] = {}
-    num_tokens, seconds = 0, 0.0
+    num_tokens, seconds, before = 0.0, 0.0, 0
     for row in read_metrics(run / "metrics.jsonl"):
-        for shape in config.phase_at(row["step"] - 1).shapes:
-            if count := row.get(f"steps_at_{shape.length}"):
-                speed = row[f"tokens_per_s_at_{shape.length}"]
-                speeds.setdefault(shape.length, []).append(speed)
-                num_steps[shape.length] = num_steps.get(shape.length, 0) + count
-                num_tokens += count * shape.rows * shape.length
-                seconds += count * shape.rows * shape.length / speed
+        for length, rows in rows_of(config, before, row["step"]).items():
+            if count := row.get(f"steps_at_{length}"):
+                speed = row[f"tokens_per_s_at_{length}"]
+                speeds.setdefault(length, []).append(speed)
+                num_steps[length] = num_steps.get(length, 0) + count
+                num_tokens += count * rows * length
+                seconds += count * rows * length / speed
+        before = row["step"]
     return {
         "parameters": origin["num_parameters"] / 1e6,
         "num_general": len(general_facts()),
@@ -136,6 +137,15 @@ def figures(run: Path, config: PocketConfig, measured: dict[str, Any], origin: d
         "text_weight": TEXT_WEIGHT,
         "phases": ", ".join(f"{count} x {length} tokens" for length, count in sorted(num_steps.items())),
     }
+
+
+def rows_of(config: PocketConfig, start: int, stop: int) -> dict[int, float]:
+    """The rows of each length that the steps `start` to `stop` may have had; their mean where phases differ in them."""
+    found: dict[int, list[int]] = {}
+    for step in range(start, stop):
+        for shape in config.phase_at(step).shapes:
+            found.setdefault(shape.length, []).append(shape.rows)
+    return {length: mean(rows) for length, rows in found.items()}
 
 
 def train_command(config: PocketConfig) -> str:

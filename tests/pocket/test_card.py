@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cartridges.errors import FormatError, InputError
-from cartridges.pocket.card import train_command, write_card
+from cartridges.pocket.card import figures, rows_of, train_command, write_card
 from cartridges.pocket.model import check_files
 from cartridges.pocket.recipe import PocketConfig
 from cartridges.run_folder import file_digest
@@ -56,6 +56,30 @@ def test_the_card_tells_what_was_measured(run):
     assert "2000 in rows of 256, 640 in rows of 320" in text
     assert "more than 320 tokens were never trained" in text
     assert "`cartridges pocket eval` in 61 s on a chip, commit abc" in text
+
+
+def test_a_line_over_the_border_of_two_phases_counts_for_both(run):
+    phases = "[{steps: 6, shapes: [{length: 256, rows: 2}]}, {steps: 4, shapes: [{length: 320, rows: 3}]}]"
+    config = PocketConfig.resolve("tiny", overrides=[f"phases={phases}"])
+    row = {"steps_at_256": 2, "tokens_per_s_at_256": 1000, "steps_at_320": 4, "tokens_per_s_at_320": 640}
+    rows = [{"step": 4, "steps_at_256": 4, "tokens_per_s_at_256": 1000}, {"step": 10, **row}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = figures(run, config, *(json.loads((run / name).read_text()) for name in ("eval.json", "manifest.json")))
+    assert told["num_steps"] == 10 and told["phases"] == "6 x 256 tokens, 4 x 320 tokens"
+    assert told["num_tokens"] == pytest.approx((6 * 2 * 256 + 4 * 3 * 320) / 1e6)
+
+
+def test_rows_that_differ_between_phases_count_by_their_mean():
+    phases = "[{steps: 6, shapes: [{length: 256, rows: 2}]}, {steps: 4, shapes: [{length: 256, rows: 6}]}]"
+    config = PocketConfig.resolve("tiny", overrides=[f"phases={phases}"])
+    assert [rows_of(config, *steps) for steps in ((0, 6), (5, 7), (6, 10))] == [{256: 2}, {256: 4}, {256: 6}]
+
+
+def test_a_step_beyond_the_configuration_is_one_line(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "steps_at_256": 1, "tokens_per_s_at_256": 2000}\n')
+    with pytest.raises(FormatError, match=r"a file of .* is damaged \(IndexError: 10\)"):
+        write_card(run)
 
 
 def test_a_card_of_fewer_questions_says_so(run):
