@@ -188,8 +188,8 @@ def ids_of(raw: bytes, num_new: int) -> list[int]:
 
 
 def turn(server: Server, model: Model, names: Sequence[str], given: argparse.Namespace, number: int) -> list[Reply]:
-    """One repetition of one server; the same number has the same prompts."""
-    prompts = [random_ids(model, PROMPT_LEN, "http", number, place) for place in range(given.requests)]
+    """One repetition of one server; prompts are the same for the same names and number, and for no others."""
+    prompts = [random_ids(model, PROMPT_LEN, "http", *names, number, place) for place in range(given.requests)]
     asked = [names[place % len(names)] for place in range(given.requests)]
     return asyncio.run(ask_all(server.url, asked, prompts, given.new_tokens))
 
