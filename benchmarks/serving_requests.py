@@ -9,6 +9,7 @@ import torch
 from cartridges.cartridge import Cartridge, Manifest
 from cartridges.engine.request import Request
 from cartridges.model import Model, load_model
+from cartridges.precision import has_fast_bf16
 from cartridges.rng import rng_of
 
 SHAPES: dict[str, dict[str, Any]] = {  # random weights: speed does not depend on what they are
@@ -30,17 +31,18 @@ PROMPT_LEN = 48
 
 
 def random_model(shape: str) -> Model:
-    """A model of that shape in bfloat16, with pocket's tokenizer."""
+    """A model of that shape with pocket's tokenizer, in bfloat16 where the device is fast at it, else in float32."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from cartridges.pocket import WEIGHTS
 
     torch.manual_seed(0)
+    dtype = "bfloat16" if has_fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
     hf: Any = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape]))
     with tempfile.TemporaryDirectory() as folder:
-        hf.to(torch.bfloat16).save_pretrained(folder)
+        hf.to(getattr(torch, dtype)).save_pretrained(folder)
         AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(folder)
-        return load_model(folder, dtype="bfloat16")
+        return load_model(folder, dtype=dtype)
 
 
 def random_ids(model: Model, num: int, *name: object) -> tuple[int, ...]:

@@ -75,7 +75,8 @@ class SynthesizeConfig(Config):
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
             "passage_len": 1,
             "seed_set": "pocket",
-            "question": {"temperature": 1.0, "max_new_tokens": 96},
+            "seed_kinds": ["question", "use_case"],
+            "question": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 96},
             "answer": {"temperature": 0.0, "max_new_tokens": 160},
         },
     }

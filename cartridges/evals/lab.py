@@ -41,11 +41,11 @@ class ClaimsConfig(Config):
     seed: int = Field(0, ge=0, description="of corpora and questions")
     num_tokens: int = Field(650, gt=0, description="of the corpus, about")
     num_items: int = Field(80, gt=0, description="questions of a table, about")
-    num_conversations: int = Field(1536, gt=0)
+    num_conversations: int = Field(1024, gt=0)
     seed_kinds: list[str] | None = Field(
         ["question", "use_case"], description="of the study where look-ups are asked; chosen on validation documents"
     )
-    steps: int = Field(400, gt=0, description="of each training")
+    steps: int = Field(300, gt=0, description="of each training")
     thorough: int = Field(2, ge=1, description="times the study and the steps of a second row at 20x and more; 1: none")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
