@@ -13,7 +13,7 @@ from typing import Literal
 from cartridges.config import Config
 from cartridges.corpus import Corpus
 
-DUPLICATE, EMPTY, CUT_OFF, MALFORMED = "duplicate", "empty", "cut_off", "malformed"
+DUPLICATE, EMPTY, CUT_OFF, MALFORMED, UNTOLD = "duplicate", "empty", "cut_off", "malformed", "untold"
 NO_QUESTION, TOO_LONG, INSTRUCTIONS = "no_question", "too_long", "instructions_in_chunk"  # never kept
 MASK = "[...]"
 
@@ -25,13 +25,14 @@ class FilterConfig(Config):
     empty: bool = True  # a reply without text
     cut_off: bool = True  # a message or reply that ended at its limit
     malformed: bool = True  # special tokens or roles within a text
+    untold: bool = False  # a reply that begins by saying that the text does not tell
     # Spans of the chunk that read like instructions to the model: hidden from it, or the chunk not used at all.
     instructions: Literal["mask", "drop", "keep"] = "mask"
 
     def drops(self, verdict: str) -> bool:
         """Whether conversations with this verdict are dropped."""
         switches = {DUPLICATE: self.duplicates, EMPTY: self.empty, CUT_OFF: self.cut_off, MALFORMED: self.malformed}
-        return switches.get(verdict, True)
+        return {**switches, UNTOLD: self.untold}.get(verdict, True)
 
 
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S)
@@ -43,6 +44,13 @@ _ROLES = re.compile(
     r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?think(?:ing)?>"
     r"|^(?:system|user|assistant|model)\s*:?\s*$",
     re.I | re.M,
+)
+_UNTOLD = re.compile(
+    r"\b(?:(?:is|are|was|were) not|isn['’]t|aren['’]t) (?:told|said|stated|mentioned|specified|given|provided) in the\b"
+    r"|\b(?:do|does|did)(?: not|n['’]t) (?:tell|say|state|mention|specify|provide|contain|include)\b"
+    r"|\bI (?:do not|don['’]t|cannot|can['’]t) (?:know|tell|find|answer|determine)\b"
+    r"|\bno (?:information|mention)\b",
+    re.I,
 )
 _ITEM = re.compile(r"^\s*(?:\*\*)?(?:\(?\d{1,3}[.):]|[-*•])(?:\*\*)?\s+(.*)$")
 _NOT_A_WORD = re.compile(r"[\W_]+")
@@ -115,7 +123,16 @@ def reply_verdict(text: str, token_ids: Sequence[int], cut_off: bool, special_id
         return EMPTY
     if _ROLES.search(answer) or has_special(token_ids, special_ids):
         return MALFORMED
-    return None
+    return UNTOLD if is_untold(answer) else None
+
+
+def is_untold(answer: str) -> bool:
+    """Whether its first sentence says that the text does not tell, or that whoever answers does not know; in English.
+
+    >>> is_untold("The room of Pafin is not told in the text."), is_untold("The room of Pafin is N-850.")
+    (True, False)
+    """
+    return bool(_UNTOLD.search(re.split(r"(?<=[.!?])\s", answer, maxsplit=1)[0]))
 
 
 def duplicates(messages: Sequence[str]) -> list[bool]:

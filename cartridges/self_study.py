@@ -299,6 +299,8 @@ class _Talk:
                 logprobs = self.checked_logprobs(result)
                 cut_off = result.finish_reason != "stop"
                 verdict = filters.reply_verdict(result.text, result.token_ids, cut_off, self.study.special_ids)
+                if draft.plan.is_general and verdict == filters.UNTOLD:  # there is no text that could tell
+                    verdict = None
                 if self.judge(draft, verdict):
                     draft.take(result, logprobs)
                     draft.is_open = not cut_off and not draft.plan.is_general

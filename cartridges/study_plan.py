@@ -35,9 +35,7 @@ class SpeakerConfig(Config):
     """How one of the two speakers writes."""
 
     temperature: float = Field(0.0, ge=0, description="0 for greedy")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="draw among the fewest tokens that have this probability together"
-    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw among the fewest tokens with this mass together")
     max_new_tokens: int = Field(1024, gt=0)
 
 
@@ -78,6 +76,7 @@ class SynthesizeConfig(Config):
             "seed_kinds": ["question", "use_case"],
             "question": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 96},
             "answer": {"temperature": 0.0, "max_new_tokens": 160},
+            "filters": {"untold": True},
         },
     }
 

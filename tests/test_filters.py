@@ -10,6 +10,7 @@ from cartridges.filters import (
     MASK,
     NO_QUESTION,
     TOO_LONG,
+    UNTOLD,
     Coverage,
     FilterConfig,
     clean_message,
@@ -94,6 +95,11 @@ def test_messages_are_judged(message, cut_off, verdict):
         ("<think>Hm.</think>\nIt is me.", [5, 2], False, None),
         ("It is me.", [5, 1, 6, 2], False, MALFORMED),  # a special id that the text does not show
         ("It is me.\nuser\nWho?", [5, 2], False, MALFORMED),
+        ("The room of Pafin is not told in the text.", [5, 2], False, UNTOLD),
+        ("I don't know.", [5, 2], False, UNTOLD),
+        ("The excerpt does not mention a fee. It lists nine beds.", [5, 2], False, UNTOLD),
+        ("It lists nine beds. A fee is not mentioned in the text.", [5, 2], False, None),
+        ("The rule is stated in the text.", [5, 2], False, None),
     ],
 )
 def test_replies_are_judged(text, ids, cut_off, verdict):
@@ -106,6 +112,7 @@ def test_of_equal_messages_the_first_is_kept():
 
 
 def test_switches_spare_what_they_name_and_nothing_else():
+    assert FilterConfig(untold=True).drops(UNTOLD) and not FilterConfig().drops(UNTOLD)
     spared = FilterConfig(cut_off=False)
     assert not spared.drops(CUT_OFF)
     assert all(spared.drops(verdict) for verdict in (EMPTY, MALFORMED, NO_QUESTION, TOO_LONG))
