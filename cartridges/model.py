@@ -5,6 +5,7 @@ Shapes: L layers, T tokens, G key/value heads, H head size, V vocabulary, D mode
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,11 +113,18 @@ def load_model(
             f"no model at {name}; expected {POCKET!r}, a folder with config.json, or a hub name such as org/model"
         )
     transformers_logging.disable_progress_bar()
+    model_id = POCKET if path == WEIGHTS else str(path.resolve()) if path.is_dir() else str(name)
+    with ThreadPoolExecutor(1) as pool:
+        # Each thread that multiplies keeps a pool of OpenMP threads; with two pools on few cores waiting threads sleep
+        # at once, and whoever multiplies waits for them to wake. So the caller's thread is left without one.
+        return pool.submit(_load, source, model_id, device, dtype, revision).result()
+
+
+def _load(source: str, model_id: str, device: str, dtype: str, revision: str | None) -> Model:
     hf, tokenizer = _read(source, device, dtype, revision)
     chat = ChatFormat(tokenizer)
     config = hf.config.get_text_config()
     window = int(getattr(config, "max_position_embeddings", None) or 2**31)
-    model_id = POCKET if path == WEIGHTS else str(path.resolve()) if path.is_dir() else str(name)
     identity = identify(hf, chat, model_id, revision or getattr(hf.config, "_commit_hash", None))
     return Model(hf, tokenizer, chat, identity, window, profile_of(tokenizer))
 

@@ -12,6 +12,7 @@ import torch
 
 from cartridges.errors import CartridgesError
 
+NUM_LIKELY = 64  # of a row, among which as a rule all lie that top_p keeps
 NO_NUMBERS = "the model gave logits that are no finite numbers; load it in float32 or mend its weights"
 
 
@@ -45,24 +46,38 @@ def choose(
         uniform_B1 = torch.tensor([[uniform(seeds[row], places[row])] for row in drawn], **options)
         centred_BV = (logits_BV[index] - best_B[index, None]).double()  # so that tiny temperatures do not overflow
         likely_BV = (centred_BV / temperature_B1).exp()
-        for place, row in enumerate(drawn):
-            keep_likeliest(likely_BV[place], top_ps[row] if top_ps else 1.0, top_ks[row] if top_ks else 0)
+        keep_top_k(likely_BV, [top_ks[row] for row in drawn] if top_ks else [])
+        keep_top_p(likely_BV, [top_ps[row] for row in drawn] if top_ps else [])
         sums_BV = likely_BV.cumsum(-1)
         found_B1 = torch.searchsorted(sums_BV, uniform_B1 * sums_BV[:, -1:], right=True)
         ids_B = ids_B.index_copy(0, index, found_B1[:, 0].clamp(max=logits_BV.shape[-1] - 1))
     return ids_B.tolist()
 
 
-def keep_likeliest(likely_V: torch.Tensor, top_p: float, top_k: int) -> None:
-    """Make what is not among the likeliest impossible, in place."""
-    if 0 < top_k < len(likely_V):
-        least = likely_V.topk(top_k).values[-1]
-        likely_V[likely_V < least] = 0
-    if top_p < 1:
-        ordered_V = likely_V.sort(descending=True).values
-        sums_V = ordered_V.cumsum(0)
-        num_kept = int((sums_V < top_p * sums_V[-1]).sum()) + 1
-        likely_V[likely_V < ordered_V[min(num_kept, len(ordered_V)) - 1]] = 0
+def keep_top_k(likely_BV: torch.Tensor, top_ks: Sequence[int]) -> None:
+    """Make what is not among a row's `top_k` likeliest impossible, in place; 0 and nothing for no limit."""
+    for row, k in enumerate(top_ks):
+        if 0 < k < likely_BV.shape[1]:
+            likely_BV[row][likely_BV[row] < likely_BV[row].topk(k).values[-1]] = 0
+
+
+def keep_top_p(likely_BV: torch.Tensor, top_ps: Sequence[float]) -> None:
+    """Make what is not among the fewest that have `top_p` of a row's sum impossible, in place; nothing for no limit.
+
+    They are looked for among the NUM_LIKELY likeliest of all rows at once; rows that spread over more are sorted.
+    """
+    rows = [row for row, p in enumerate(top_ps) if p < 1]
+    if not rows:
+        return
+    index = torch.tensor(rows, device=likely_BV.device)
+    limited_BV = likely_BV[index]
+    wanted_B1 = limited_BV.sum(-1, keepdim=True) * limited_BV.new_tensor([[top_ps[row]] for row in rows])
+    best_BK = limited_BV.topk(min(NUM_LIKELY, likely_BV.shape[1])).values
+    if bool((best_BK.sum(-1, keepdim=True) < wanted_B1).any()):
+        best_BK = limited_BV.sort(descending=True).values
+    num_before_B1 = (best_BK.cumsum(-1) < wanted_B1).sum(-1, keepdim=True)
+    least_B1 = best_BK.gather(1, num_before_B1.clamp(max=best_BK.shape[1] - 1))
+    likely_BV[index] = limited_BV.masked_fill(limited_BV < least_B1, 0)
 
 
 def top_k(logits_MV: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,8 +49,8 @@ class ClaimsConfig(Config):
     thorough: int = Field(2, ge=1, description="times the study and the steps of a second row at 20x and more; 1: none")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
-    windows: list[int] = Field([1, 3, 8], description="how many windows of corpus")
-    most_study: int = Field(4, ge=1, description="times the study of one window that a long corpus gets, at most")
+    windows: list[int] = Field([1, 8], description="how many windows of corpus")
+    most_study: int = Field(3, ge=1, description="times the study of one window that a long corpus gets, at most")
     num_composed: list[int] = Field([2, 4], description="how many cartridges are composed")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

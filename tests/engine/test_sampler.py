@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cartridges.engine.sampler import choose, top_k, uniform
+from cartridges.engine.sampler import choose, keep_top_p, top_k, uniform
 from cartridges.errors import CartridgesError
 
 
@@ -106,3 +106,18 @@ def test_draws_are_among_the_likeliest_alone():
         (1.0, 9, [0.1, 0.4, 0.2, 0.3]),
     ]:
         np.testing.assert_allclose(shares(p, k), expected, atol=0.04)
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0, 4.0])
+def test_top_p_keeps_the_fewest_that_have_so_much(spread):
+    """Also where rows have different limits, and where they spread over hundreds of tokens."""
+    torch.manual_seed(0)
+    likely_BV = (spread * torch.randn(9, 500, dtype=torch.float64)).exp()
+    top_ps = [0.3, 1.0, 0.9, 0.95, 0.999, 1.0, 0.5, 0.9, 1e-9]
+    kept_BV = likely_BV.clone()
+    keep_top_p(kept_BV, top_ps)
+    for likely_V, kept_V, top_p in zip(likely_BV, kept_BV, top_ps, strict=True):
+        ordered = sorted(likely_V.tolist(), reverse=True)
+        num = next(n for n in range(1, 501) if sum(ordered[:n]) >= top_p * sum(ordered) - 1e-9 or n == 500)
+        assert kept_V[likely_V >= ordered[num - 1]].equal(likely_V[likely_V >= ordered[num - 1]])
+        assert (kept_V > 0).sum() == num

@@ -57,7 +57,7 @@ def capacity(lab: Lab) -> Finding:
             finding.curves.setdefault(label, []).append(point(factor, row))
             if name == "cartridge" and factor in TARGETS:
                 add_ratio(finding, "cartridge", factor, row)
-                if lab.config.thorough > 1:
+                if lab.config.thorough > 1 and at_twenty:
                     add_thorough(finding, lab, task, full, factor)
     add_lead(finding)
     finding.notes.append(
