@@ -83,8 +83,8 @@ def concurrent(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for num_cartridges in given.cartridges:
         cartridges = [random_cartridge(model, given.slots, seed) for seed in range(num_cartridges)]
-        equal = check_same(engine, peft, requests_of(model, cartridges[:1], 4, 16))
         requests = requests_of(model, cartridges, given.requests, given.new_tokens)
+        equal = check_same(engine, peft, requests)
         speeds = in_turns(engine, peft, requests, given.repetitions, f"{num_cartridges} cartridges")
         rows.append({"cartridges": num_cartridges, "equal_tokens": equal, **speeds})
     return rows

@@ -39,15 +39,24 @@ def package_version(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this package's own checkout, with "+changes" where files differ from it."""
+    """The commit of this package's own checkout, with "+changes" where code differs from it.
+
+    Result files and pages do not count: a long measurement writes them as it goes.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():  # installed, perhaps into an environment inside of another checkout
         return None
     try:
-        run = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
-        return subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        found = _git(root, "describe", "--always", "--abbrev=12", "--exclude=*")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml", "*.safetensors")
+        return found + "+changes" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def hardware() -> str:

@@ -41,9 +41,10 @@ class OpenaiDialect:
             "messages": list(request.messages),
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
-            "top_p": request.top_p,
             "seed": request.seed,
         }
+        if request.top_p < 1:  # some models refuse it, whatever it is
+            body["top_p"] = request.top_p
         if self.asks_ids:
             body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
         if request.top_k_logprobs:

@@ -152,7 +152,7 @@ class Pool:
 
     def _pause(self, num_before: int) -> float:
         """A time that grows, not the same for all who wait."""
-        longest = min(self.config.max_wait_s, self.config.wait_s * 2**num_before)
+        longest = min(self.config.max_wait_s, self.config.wait_s * 2 ** min(num_before, 30))
         return random.uniform(longest / 2, longest)
 
     async def _take(self, key: Hashable) -> Replica:

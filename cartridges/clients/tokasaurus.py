@@ -33,12 +33,13 @@ class TokasaurusDialect:
         """A completion of the prompt's ids. Raises InputError for logprobs of the prompt."""
         if request.prompt_logprobs_from is not None:
             raise InputError("Tokasaurus tells no logprobs of the prompt; set question_logprobs=false")
+        if request.top_p < 1 and request.temperature > 0:
+            raise InputError(f"given top_p={request.top_p}, which Tokasaurus does not know; set question.top_p=1")
         body: dict[str, Any] = {
             "model": model,
             "prompt": prompt_of(request, chat),
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
-            "top_p": request.top_p,
             "seed": request.seed,
         }
         if request.top_k_logprobs:

@@ -31,6 +31,10 @@ class VllmDialect:
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
+            # a server fills in what is not told from the model's own generation_config.json
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "seed": request.seed,
             "return_token_ids": True,
         }

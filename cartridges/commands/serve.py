@@ -75,6 +75,7 @@ def command(
     if engine == "vllm":
         from cartridges.serving.launch import serve_vllm
 
+        check_for_vllm(config, keys, device, roots if adapter else [])
         if adapter:
             return serve_lora(adapter, model, config.host, config.port, extra, keys.api)
         return serve_vllm(model or _model_of(folders), folders, config.host, config.port, extra, roots, keys.api)
@@ -83,6 +84,19 @@ def command(
     _check_fit(folders)
     _serve_own(folders, adapter, model, device, config, keys, roots)
     return None
+
+
+def check_for_vllm(config: "ServeConfig", keys: "Keys", device: str, roots: Sequence[Path]) -> None:
+    """Raises InputError for what vLLM is not told of: limits, the admin key, the device, --allow beside adapters."""
+    usual = type(config).resolve()
+    given = [f"{name}=..." for name in type(config).model_fields if name not in ("host", "port")]
+    given = [text for text in given if getattr(config, text[:-4]) != getattr(usual, text[:-4])]
+    given += ["--admin-key-file"] * bool(keys.admin) + ["--device"] * (device != "auto") + ["--allow"] * bool(roots)
+    if given:
+        raise InputError(
+            f"given {', '.join(given)}, of which stock vLLM knows nothing; leave it out, or give vLLM's own options "
+            "behind --"
+        )
 
 
 def serve_lora(
@@ -100,6 +114,7 @@ def serve_lora(
         report = export_lora(adapter, used, Path(folder))
         arguments = lora_arguments(adapter_name(folders, adapter.manifest.name), Path(folder), report)
         source = model or adapter.manifest.model.model_id
+        del used, adapter  # as large as the model, which vLLM loads for itself
         return serve_vllm(source, [], host, port, [*arguments, *extra], api_keys=api_keys)
 
 

@@ -88,8 +88,20 @@ class Batching:
             self._end(
                 head, "error", InputError(f"no room for {len(head.ids)} tokens among {total}; raise kv_tokens_total")
             )
-        if chunks := scheduler.plan():
-            self._read(chunks)
+        try:
+            if chunks := scheduler.plan():
+                self._read(chunks)
+        except Exception as error:  # as of memory that is not there: who steps for all must live on
+            for sequence in list(scheduler.running):
+                self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence in whatever state it is; what was kept of it is given back."""
+        try:
+            self._end(sequence, "error", error)
+        except Exception:  # telling it failed too
+            if sequence in self.scheduler.running:
+                self.scheduler.leave(sequence)
 
     def clear_aborted(self) -> None:
         """Take in what was handed in, and out what was aborted."""

@@ -122,26 +122,31 @@ class Engine:
         deadline = time.monotonic() + drain_seconds
         while self._open() and time.monotonic() < deadline:
             time.sleep(WAIT_S)
+        self.abort()
+        self._wake.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._thread, self._is_closing = None, False
+
+    def abort(self) -> None:
+        """End all requests that were handed in with "abort"."""
         for handle in self._open():
             handle.abort()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, self._is_closing = None, False
 
     def _open(self) -> list[Handle]:
         return [handle for handle in list(self._submitted) if not handle.done]
 
     def _work(self) -> None:
         while True:
-            if self._open():
-                self._step_until(lambda: not self._open())
-                continue
             for handle in [handle for handle in list(self._submitted) if handle.done]:
                 self._submitted.pop(handle, None)
+            if self._submitted:
+                self._step_until(lambda: not self._open())
+                continue
             if self._is_closing:
                 return
-            self._wake.wait(WAIT_S if self._submitted else None)
+            self._wake.wait()
             self._wake.clear()
 
     def stats(self) -> EngineStats:

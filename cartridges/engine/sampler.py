@@ -72,12 +72,18 @@ def keep_top_p(likely_BV: torch.Tensor, top_ps: Sequence[float]) -> None:
     index = torch.tensor(rows, device=likely_BV.device)
     limited_BV = likely_BV[index]
     wanted_B1 = limited_BV.sum(-1, keepdim=True) * limited_BV.new_tensor([[top_ps[row]] for row in rows])
-    best_BK = limited_BV.topk(min(NUM_LIKELY, likely_BV.shape[1])).values
-    if bool((best_BK.sum(-1, keepdim=True) < wanted_B1).any()):
-        best_BK = limited_BV.sort(descending=True).values
-    num_before_B1 = (best_BK.cumsum(-1) < wanted_B1).sum(-1, keepdim=True)
-    least_B1 = best_BK.gather(1, num_before_B1.clamp(max=best_BK.shape[1] - 1))
+    least_B1, is_found_B = _least(limited_BV.topk(min(NUM_LIKELY, likely_BV.shape[1])).values, wanted_B1)
+    if not bool(is_found_B.all()):
+        spread = ~is_found_B
+        least_B1[spread], _ = _least(limited_BV[spread].sort(descending=True).values, wanted_B1[spread])
     likely_BV[index] = limited_BV.masked_fill(limited_BV < least_B1, 0)
+
+
+def _least(best_BK: torch.Tensor, wanted_B1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last of the fewest entries, in falling order, that have so much together; and whether these have it."""
+    num_before_B1 = (best_BK.cumsum(-1) < wanted_B1).sum(-1, keepdim=True)
+    most = best_BK.shape[1] - 1
+    return best_BK.gather(1, num_before_B1.clamp(max=most)), num_before_B1[:, 0] <= most
 
 
 def top_k(logits_MV: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

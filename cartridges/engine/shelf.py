@@ -11,7 +11,7 @@ from cartridges.errors import InputError, unknown_name
 from cartridges.model import Model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-MAX_COMPOSED = 32  # compositions that are kept
+MAX_COMPOSED = 8  # compositions that are kept
 
 
 class Shelf:
@@ -74,8 +74,14 @@ class Shelf:
         """What these compose; made once for the same ones."""
         if len(cartridges) == 1:
             return cartridges[0]
-        from cartridges.compose import compose
+        from cartridges.compose import compose, composed_len
 
+        num_slots = composed_len([cartridge.manifest for cartridge in cartridges])
+        if num_slots >= self.model.window:  # told before it takes its memory
+            raise InputError(
+                f"given {len(cartridges)} cartridges of {num_slots} slots together, expected fewer than the window of "
+                f"{self.model.window}; give fewer"
+            )
         digests = tuple(cartridge.digest for cartridge in cartridges)
         if not all(digests):
             return compose(cartridges, self.model)

@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
         self.desk.draining = True
         closing = asyncio.ensure_future(asyncio.to_thread(self.desk.engine.close, self.desk.config.drain_s))
         await super().shutdown(sockets)
+        if self.force_exit:  # a second SIGINT: nobody waits for replies any more
+            self.desk.engine.abort()
         await closing
 
     @contextlib.contextmanager

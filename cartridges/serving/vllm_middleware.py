@@ -172,7 +172,7 @@ class CartridgeMiddleware:
             listed = json.loads(reply)
             base = listed["data"][0]
             names = await asyncio.to_thread(self._of(scope).names)
-            mine = [{**base, "id": name, "parent": base["id"], "owned_by": "cartridges"} for name in names]
+            mine = [{**base, "id": name, "parent": base["id"]} for name in names]
             reply = json.dumps({**listed, "data": [*listed["data"], *mine]}).encode()
         await _answer(send, status, headers, reply)
 

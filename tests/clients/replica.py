@@ -115,6 +115,7 @@ def generated(engine, prompt, body, max_new, k, prompt_from=None):
         tuple(prompt),
         max_new_tokens=max_new,
         temperature=body.get("temperature", 1.0),
+        top_p=body.get("top_p", 1.0),
         seed=body.get("seed") or body.get("sampling_seed") or 0,
         top_k_logprobs=k,
         prompt_logprobs_from=prompt_from,

@@ -202,9 +202,14 @@ def check_kill(processes, tmp_path):
     assert first.num_requests + client.pool.replicas[1].num_requests >= len(found.conversations)
     assert found.manifest["dropped"] == expected.manifest["dropped"]
     assert found.manifest["num_tokens"]["new"] == expected.manifest["num_tokens"]["new"]
-    assert len(found.conversations) == len(expected.conversations) > 20
+    assert len(found.conversations) == len(expected.conversations) > 15
     for mine, theirs in zip(found.conversations, expected.conversations, strict=True):
         assert (mine.index, mine.messages, mine.seed_kind) == (theirs.index, theirs.messages, theirs.seed_kind)
         assert np.array_equal(mine.token_ids, theirs.token_ids)
         assert np.array_equal(mine.target_positions, theirs.target_positions)
         np.testing.assert_allclose(mine.teacher.logprobs, theirs.teacher.logprobs, atol=1e-3)
+
+
+def test_pauses_stay_finite_however_long_a_server_is_down():
+    pool = Pool(["http://127.0.0.1:9"], PoolConfig.resolve())
+    assert 0 < pool._pause(5000) <= pool.config.max_wait_s

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ def test_what_a_server_is_told(engine):
         "max_tokens": 6,
         "temperature": 0.0,
         "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "seed": 0,
         "logprobs": K,
         "return_token_ids": True,
@@ -318,3 +322,24 @@ def test_wrong_input_is_told(tmp_path):
 def test_the_format_of_pocket_needs_no_weights():
     chat, name = chat_format_of("pocket")
     assert name == "pocket" and chat.prompt([{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai", "sglang"])
+def test_a_server_draws_by_top_p_as_the_engine_does(engine, replica, dialect):
+    k = 0 if dialect == "openai" else K
+    requests = requests_of(engine, 2, temperature=1.0, top_p=0.4, top_k_logprobs=k)
+    mine = replies(LocalClient(engine), requests)
+    assert [one.text for one in replies(client_of(engine, [replica.url], dialect), requests)] == [r.text for r in mine]
+    without = replies(LocalClient(engine), [replace(request, top_p=1.0) for request in requests])
+    assert [one.text for one in without] != [one.text for one in mine]
+
+
+def test_top_p_is_told_where_it_limits_and_refused_where_no_server_knows_it(engine):
+    request = ChatRequest([{"role": "user", "content": "Who?"}], temperature=1.0, top_p=0.5)
+    told, chat = DIALECTS, engine.model.chat
+    assert told["openai"].body(request, "served", chat)["top_p"] == 0.5
+    assert told["vllm"].body(request, "served", chat)["top_p"] == 0.5
+    assert told["sglang"].body(request, "served", chat)["sampling_params"]["top_p"] == 0.5
+    with pytest.raises(InputError, match=r"top_p=0\.5, which Tokasaurus does not know; set question.top_p=1"):
+        told["tokasaurus"].body(request, "served", chat)
+    assert "top_p" not in told["openai"].body(replace(request, top_p=1.0), "served", chat)

@@ -64,6 +64,14 @@ def test_vllm_is_handed_over_to(call, builds, place, monkeypatch):
     assert code == 0
 
 
+def test_what_vllm_would_not_be_told_of_is_refused(refused, builds, place, tmp_path):
+    (tmp_path / "keys").write_text("secret-of-the-admin\n")
+    told = refused(
+        builds / "ward", "--engine", "vllm", "--device", "cpu", "--admin-key-file", tmp_path / "keys", "max_replies=3"
+    )
+    assert "given max_replies=..., --admin-key-file, --device, of which stock vLLM knows nothing" in told
+
+
 def test_wrong_input_is_one_line(refused, builds, place, tmp_path):
     assert "given nothing to serve, expected a cartridge's folder, or --model NAME" in refused()
     assert "nowhere is not there; expected a cartridge's folder" in refused(tmp_path / "nowhere")

@@ -217,3 +217,30 @@ def test_distributions_that_end_do_not_touch_those_half_read(qwen):
     for (prompt, target, _, _), found in zip(targets, engine.distributions_batch(targets), strict=True):
         expected = judge_logprobs(qwen, Request(prompt, 0), target[:-1])[len(prompt) - 1 :]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_nothing_is_kept_of_what_has_ended_while_others_go_on(engine, qwen):
+    long = engine.submit(Request(ids_of(qwen, 8, 5), 900, stop_ids=NEVER))
+    for number in range(40):
+        engine.submit(Request(ids_of(qwen, 20 + number, 4), 2, stop_ids=NEVER)).result(60)
+    assert not long.done and len(engine._submitted) < 20
+    long.abort()
+
+
+def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine, qwen, monkeypatch):
+    from cartridges.engine import batching
+
+    choosing, failures = batching.choose, [MemoryError("no memory"), MemoryError("no memory")]
+
+    def choose(*args):
+        if failures:
+            raise failures.pop()
+        return choosing(*args)
+
+    request = Request(ids_of(qwen, 3, 6), 5, stop_ids=NEVER)
+    (expected,) = engine.generate([request])
+    monkeypatch.setattr(batching, "choose", choose)
+    for _ in range(2):
+        with pytest.raises(CartridgesError, match="MemoryError: no memory"):
+            engine.submit(request).result(60)
+    assert engine.submit(request).result(60).token_ids == expected.token_ids
