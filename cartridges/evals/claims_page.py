@@ -41,11 +41,12 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 
 ## Where a line fails
 
-- **Cartridges behind the full context.** In training they fit their conversations several times better than held-out
-  ones: the preset's study, made for an hour in all, is too short. More conversations together with more steps close
-  most of the gap (rows with several times the study; on validation documents `python benchmarks/self_study.py`). Other
-  lengths of chunks, cooler messages and other seed prompts did not. What is in the way at 50x and more is the number of
-  slots too.
+- **Cartridges behind the full context.** What is missing is study: the row with twice the conversations and steps is
+  nearer. Lost are the facts that conversations asked about once or twice, and questions in forms that they seldom had,
+  as by a last name (see the log). What is in the way at 50x and more is the number of slots too.
+- **LoRA beside a cartridge.** At equal bytes and equal steps low-rank changes of all layers learn look-ups of one corpus
+  as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
+  not composed.
 - **Distillation beside next-token training.** Pocket as a teacher is nearly certain of each token, so its distributions
   say little that its words do not. Published gains are of large models.
 - **First corpus tokens beside random slots.** Pocket has seen neither kind of slot in its training, and takes a
