@@ -44,7 +44,7 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 - **Cartridges behind the full context.** What is missing is study: the row with twice the conversations and steps is
   nearer. Lost are the facts that conversations asked about once or twice, and questions in forms that they seldom had,
   as by a last name (see the log). What is in the way at 50x and more is the number of slots too.
-- **LoRA beside a cartridge.** At equal bytes and equal steps low-rank changes of all layers learn look-ups of one corpus
+- **LoRA beside a cartridge.** At equal bytes and steps low-rank changes of all layers learn look-ups of one corpus
   as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
   not composed.
 - **Distillation beside next-token training.** Pocket as a teacher is nearly certain of each token, so its distributions
