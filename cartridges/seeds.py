@@ -78,6 +78,11 @@ class SeedSet:
         return replace(self, name=f"{self.name}+{file.name}", kinds=kinds, **changes)
 
 
+def file_kinds(file: Path) -> list[str]:
+    """The kinds of prompts that a seed file has. Raises InputError."""
+    return [key for key in _read(Path(file)) if key not in _TEXT_KEYS and key != GENERAL]
+
+
 def fill(template: str, **fields: str) -> str:
     """`template` with its fields filled in at once, so that braces within a value stay as they are.
 

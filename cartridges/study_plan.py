@@ -48,7 +48,7 @@ class SynthesizeConfig(Config):
     chunk: ChunkConfig = ChunkConfig(kind="tokens", min_len=512, max_len=4096)
     seed_set: str = Field("default", description="default or pocket")
     seed_file: Path | None = Field(None, description="YAML or JSON: kinds of seed prompts to add or to replace")
-    seed_kinds: list[str] | None = Field(None, description="use these kinds only")
+    seed_kinds: list[str] | None = Field(None, description="use these kinds only, and those of the seed_file")
     passage_len: int = Field(
         0, ge=0, description="least characters of the passage that a message is bound to; 0: to none, as in the paper"
     )

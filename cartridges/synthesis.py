@@ -23,7 +23,7 @@ from cartridges.filters import Coverage
 from cartridges.log import Bar, MetricsLog, progress, read_metrics
 from cartridges.provenance import provenance
 from cartridges.run_folder import LOCK, StopSignals, claim, disk_errors_told, write_whole
-from cartridges.seeds import SeedSet, load_seeds
+from cartridges.seeds import SeedSet, file_kinds, load_seeds
 from cartridges.self_study import converse
 from cartridges.study_plan import SpeakerConfig, Study, SynthesizeConfig
 
@@ -65,7 +65,9 @@ def synthesize(
         if begun:
             check_same(begun, config, out)
         seeds = load_seeds(config.seed_set, config.seed_file)
-        seeds = seeds.only(config.seed_kinds) if config.seed_kinds is not None else seeds
+        if config.seed_kinds is not None:
+            own = [kind for kind in seeds.kinds if config.seed_file and kind in file_kinds(config.seed_file)]
+            seeds = seeds.only([*config.seed_kinds, *own])
         with claim(out):
             run = Run(out, config, corpus, teacher, seeds)
             if run.todo:

@@ -113,6 +113,7 @@ def config_of(**changes) -> SynthesizeConfig:
         "chunk.max_len": 120,
         "top_k": 4,
         "passage_len": 0,
+        "seed_kinds": None,
         "general_share": 0.1,
         "question.max_new_tokens": 40,
         "answer.max_new_tokens": 40,

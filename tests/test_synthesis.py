@@ -162,6 +162,14 @@ def test_another_text_in_the_seed_file_is_refused(corpus, tiny_tokenizer, tmp_pa
         synthesize(corpus, Server(tiny_tokenizer), config, tmp_path / "run")
 
 
+def test_kinds_of_a_seed_file_are_used_beside_those_that_are_chosen(corpus, tiny_tokenizer, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("study: [Ask.]\ngeneral: [Hello.]\n")
+    config = config_of(seed_file=str(file), seed_kinds=["question"], general_share=0.0)
+    dataset = synthesize(corpus, Server(tiny_tokenizer, bad_share=0.0), config, tmp_path / "run")
+    assert set(dataset.manifest["num_by_kind"]) == {"question", "study"}
+
+
 def test_a_folder_in_use_or_of_others_is_refused(whole, corpus, tiny_tokenizer, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "letter.txt").write_text("Dear")

@@ -23,7 +23,7 @@ def lab(tmp_path_factory):
         ("capacity", {"full context", "no context", "cartridge, 20x", "retrieval, BM25, 20x"}),
         ("composition", {"2 together, as they are", "2 together, one sink, keys turned"}),
         ("cost", {"full context", "cartridge, 20x"}),
-        ("data", {"preset (temperature 1.0)", "duplicates kept"}),
+        ("data", {"preset (temperature 1.0, top_p 0.95)", "duplicates kept"}),
         ("long_corpus", {"cartridge, 20x fewer bytes", "truncated to the window"}),
     ],
 )

@@ -189,8 +189,8 @@ def test_the_models_are_listed_with_the_cartridges(asked):
     listed = reached(asked("/v1/models", method="GET", body=b""))["data"]
     assert [(one["id"], one["owned_by"], one["parent"]) for one in listed] == [
         ("base", "vllm", None),
-        ("a", "cartridges", "base"),
-        ("b", "cartridges", "base"),
+        ("a", "vllm", "base"),
+        ("b", "vllm", "base"),
     ]
 
 
