@@ -1,14 +1,15 @@
 """PEFT's CARTRIDGE tuner as a training loop would use it, for the comparison in `training_step.py`.
 
 Written as PEFT's own example `cartridge_self_study` has it: right-padded batches with their attention mask, logits at
-all positions, the log-softmax over the vocabulary, a gather of the teacher's top-k.
+all positions, the log-softmax over the vocabulary, a gather of the teacher's top-k. The example stores no teacher: it
+reads the context before every conversation anew, in each step. Both ways can be had here.
 
-Shapes: B conversations of a batch, T tokens of its longest, M targets, K teacher top-k, V vocabulary.
+Shapes: B conversations of a batch, T tokens of its longest, M targets, K teacher top-k, V vocabulary, C context.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -84,18 +85,31 @@ class PeftTuner:
         pairs = [(key[None], value[None]) for key, value in zip(tensors[:half], tensors[half:], strict=True)]
         return prompt_embeddings_from_past_key_values(pairs, num_virtual_tokens=tensors[0].shape[1])
 
-    def loss_of(self, batch: Batch) -> torch.Tensor:
-        """The sum of the loss over the batch's targets, in nats."""
+    def loss_of(self, batch: Batch, context_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The sum of the loss over the batch's targets, in nats; with a context, the teacher reads it now."""
         with self.run.autocast:
+            if context_ids is not None:
+                batch = self.taught(batch, context_ids)
             found = self.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
             return dense_loss(found.logits, batch)
 
-    def step(self, batches: Sequence[Batch]) -> float:
+    @torch.no_grad()
+    def taught(self, batch: Batch, context_ids: torch.Tensor) -> Batch:
+        """The batch with the plain model's top-k behind `context_ids` [C], at all positions as the example has it."""
+        rows = len(batch.ids_BT)
+        ids = torch.cat([context_ids.expand(rows, -1), batch.ids_BT], 1)
+        mask = torch.cat([torch.ones_like(ids[:, : len(context_ids)]), batch.mask_BT], 1)
+        found = self.run.model.hf(input_ids=ids, attention_mask=mask, use_cache=False)
+        logprobs_BTV = found.logits[:, len(context_ids) :].log_softmax(-1, dtype=torch.float32)
+        logprobs_BTK, ids_BTK = logprobs_BTV.topk(batch.teacher_ids_BTK.shape[-1])
+        return replace(batch, teacher_ids_BTK=ids_BTK, teacher_probs_BTK=logprobs_BTK.exp())
+
+    def step(self, batches: Sequence[Batch], context_ids: torch.Tensor | None = None) -> float:
         """One optimiser step, over which the gradients of the batches are accumulated; gives the loss a target."""
         num_targets = sum(batch.num_targets for batch in batches)
         total = torch.zeros((), device=self.run.model.device)
         for batch in batches:
-            loss = self.loss_of(batch) / num_targets
+            loss = self.loss_of(batch, context_ids) / num_targets
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.trained, self.run.config.clip or math.inf)

@@ -63,9 +63,22 @@ class PackedPrefix:
         )
 
     @cached_property
+    def place_T(self) -> torch.Tensor:
+        """The how-manieth of its conversation each token of the row is, from 0."""
+        return torch.cat([torch.arange(length, device=self.device) for length in self.lengths])
+
+    @cached_property
     def positions_T(self) -> torch.Tensor:
         """Positions of the row's tokens; each conversation starts at P."""
-        return torch.cat([torch.arange(length, device=self.device) for length in self.lengths]) + self.num_slots
+        return self.place_T + self.num_slots
+
+    def padded(self, packed_XTH: torch.Tensor) -> torch.Tensor:
+        """The conversations side by side, [X, S, C, H]."""
+        return cast(torch.Tensor, _Padded.apply(packed_XTH, self.index_SC, self.back_T))
+
+    def packed(self, padded_XSCH: torch.Tensor) -> torch.Tensor:
+        """The tokens of the row, [X, T, H], out of conversations side by side."""
+        return cast(torch.Tensor, _Packed.apply(padded_XSCH, self.back_T))
 
     def hidden_CK(self, window: int | None) -> torch.Tensor:
         """Which of the P slots and C own tokens the c-th token of a conversation does not see, [C, P + C]."""
@@ -73,6 +86,48 @@ class PackedPrefix:
         positions_K = torch.arange(num_slots + longest, device=self.device)
         distance_CK = positions_K[num_slots:, None] - positions_K[None]
         return (distance_CK < 0) | (distance_CK >= window) if window else distance_CK < 0
+
+    def mask_TK(self, window: int | None) -> torch.Tensor:
+        """What is added to the scores [T, P + C] of the row's tokens: -inf where a token does not see."""
+        if window not in self._masks:
+            hidden_TK = self.hidden_CK(window)[self.place_T]
+            self._masks[window] = torch.zeros(hidden_TK.shape, device=self.device).masked_fill_(hidden_TK, -torch.inf)
+        return self._masks[window]
+
+    @cached_property
+    def _masks(self) -> dict[int | None, torch.Tensor]:
+        return {}
+
+
+class _Padded(torch.autograd.Function):
+    """[X, T, H] to [X, S, C, H]. Nothing is added up on the way back: padding is seen by no token, and sees none."""
+
+    @staticmethod
+    def forward(ctx: Any, packed_XTH: torch.Tensor, index_SC: torch.Tensor, back_T: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back_T)
+        return packed_XTH.index_select(1, index_SC.flatten()).unflatten(1, index_SC.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_XSCH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (back_T,) = ctx.saved_tensors
+        return grad_XSCH.flatten(1, 2).index_select(1, back_T), None, None
+
+
+class _Packed(torch.autograd.Function):
+    """[X, S, C, H] to [X, T, H]; on the way back padding gets zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, padded_XSCH: torch.Tensor, back_T: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back_T)
+        ctx.shape = padded_XSCH.shape
+        return padded_XSCH.flatten(1, 2).index_select(1, back_T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_XTH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (back_T,) = ctx.saved_tensors
+        num_x, num_rows, longest, size = ctx.shape
+        grad = grad_XTH.new_zeros(num_x, num_rows * longest, size)
+        return grad.index_copy_(1, back_T, grad_XTH).view(ctx.shape), None
 
 
 def cartridge_attention(
@@ -98,58 +153,66 @@ def cartridge_attention(
     device_type = query.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else query.dtype
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    index_SC = cartridge_row.index_SC
-    q_NSCH, k_GSCH, v_GSCH = (part[0].to(dtype)[:, index_SC] for part in (query, key, value))
-    hidden_CK = cartridge_row.hidden_CK(sliding_window)
-    num_scores = q_NSCH[..., 0].numel() * hidden_CK.shape[1]
-    parts = (q_NSCH, k_GSCH, v_GSCH, slot_keys.to(dtype), slot_values.to(dtype), hidden_CK, scale)
+    q_NTH, k_GTH, v_GTH = (part[0].to(dtype) for part in (query, key, value))
     bias_GP = cartridge_row.bias[layer] if cartridge_row.bias is not None else None
-    if num_scores <= MAX_SCORES or softcap is not None:
-        out_NSCH = attend_once(*parts, softcap=softcap, bias_GP=bias_GP)
+    parts = (q_NTH, k_GTH, v_GTH, slot_keys.to(dtype), slot_values.to(dtype), cartridge_row)
+    limits = {"scale": scale, "window": sliding_window, "bias_GP": bias_GP}
+    longest = max(cartridge_row.lengths)
+    num_padded = len(query[0]) * len(cartridge_row.lengths) * longest
+    if num_padded * (longest + cartridge_row.num_slots) <= MAX_SCORES or softcap is not None:
+        out_NTH = attend_once(*parts, **limits, softcap=softcap)
     else:
-        out_NSCH = attend_expanded(*parts, bias_GP=bias_GP)
-    return out_NSCH.flatten(1, 2)[:, cartridge_row.back_T].transpose(0, 1)[None], None
+        out_NTH = attend_expanded(*parts, **limits)
+    return out_NTH.transpose(0, 1)[None], None
 
 
 def attend_once(
-    q_NSCH: torch.Tensor,
-    k_GSCH: torch.Tensor,
-    v_GSCH: torch.Tensor,
+    q_NTH: torch.Tensor,
+    k_GTH: torch.Tensor,
+    v_GTH: torch.Tensor,
     slot_keys_GPH: torch.Tensor,
     slot_values_GPH: torch.Tensor,
-    hidden_CK: torch.Tensor,
+    row: PackedPrefix,
     scale: float,
-    softcap: float | None = None,
+    window: int | None = None,
     bias_GP: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
-    """Slots are read once for all conversations together; scores are materialised."""
-    num_heads, num_rows, longest, head_size = q_NSCH.shape
+    """Slots are read once for all conversations together; scores are materialised, those of padding but for a while."""
     num_kv_heads, num_slots, _ = slot_keys_GPH.shape
-    q_GRSCH = (q_NSCH * scale).view(num_kv_heads, num_heads // num_kv_heads, num_rows, longest, head_size)
-    to_slots = q_GRSCH.flatten(1, 3) @ slot_keys_GPH.transpose(1, 2)
-    to_text = q_GRSCH @ k_GSCH.transpose(2, 3)[:, None]
-    scores = torch.cat([to_slots.view(*q_GRSCH.shape[:-1], num_slots), to_text], -1).float()
+    repeats, num_tokens = len(q_NTH) // num_kv_heads, q_NTH.shape[1]
+    q_NTH = q_NTH * scale
+    q_GRSCH = row.padded(q_NTH).unflatten(0, (num_kv_heads, repeats))
+    to_slots = (q_NTH.reshape(num_kv_heads, repeats * num_tokens, -1) @ slot_keys_GPH.transpose(1, 2)).view(
+        len(q_NTH), num_tokens, num_slots
+    )
+    to_text = row.packed((q_GRSCH @ row.padded(k_GTH).transpose(2, 3)[:, None]).flatten(0, 1))
+    scores_NTK = torch.cat([to_slots, to_text], -1).float()
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+        scores_NTK = softcap * torch.tanh(scores_NTK / softcap)
     if bias_GP is not None:
-        scores = scores + F.pad(bias_GP.float(), (0, longest))[:, None, None, None]
-    weights = scores.masked_fill(hidden_CK, torch.finfo(torch.float32).min).softmax(-1).to(q_NSCH.dtype)
-    from_slots = weights[..., :num_slots].flatten(1, 3) @ slot_values_GPH
-    from_text = weights[..., num_slots:] @ v_GSCH[:, None]
-    return (from_slots.view_as(from_text) + from_text).view_as(q_NSCH)
+        scores_NTK = scores_NTK + F.pad(bias_GP.float(), (0, to_text.shape[-1])).repeat_interleave(repeats, 0)[:, None]
+    weights_NTK = scores_NTK.add_(row.mask_TK(window)).softmax(-1).to(q_NTH.dtype)
+    of_slots = weights_NTK[..., :num_slots].reshape(num_kv_heads, repeats * num_tokens, num_slots)
+    of_text = row.padded(weights_NTK[..., num_slots:]).unflatten(0, (num_kv_heads, repeats))
+    from_text_NTH = row.packed((of_text @ row.padded(v_GTH)[:, None]).flatten(0, 1))
+    return (of_slots @ slot_values_GPH).view_as(from_text_NTH) + from_text_NTH
 
 
 def attend_expanded(
-    q_NSCH: torch.Tensor,
-    k_GSCH: torch.Tensor,
-    v_GSCH: torch.Tensor,
+    q_NTH: torch.Tensor,
+    k_GTH: torch.Tensor,
+    v_GTH: torch.Tensor,
     slot_keys_GPH: torch.Tensor,
     slot_values_GPH: torch.Tensor,
-    hidden_CK: torch.Tensor,
+    row: PackedPrefix,
     scale: float,
+    window: int | None = None,
     bias_GP: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Slots are repeated for every conversation and head; torch's fused kernels never hold all scores at once."""
+    q_NSCH, k_GSCH, v_GSCH = (row.padded(part) for part in (q_NTH, k_GTH, v_GTH))
+    hidden_CK = row.hidden_CK(window)
     num_rows, repeats = q_NSCH.shape[1], q_NSCH.shape[0] // k_GSCH.shape[0]
 
     def whole(slots_GPH: torch.Tensor, text_GSCH: torch.Tensor) -> torch.Tensor:
@@ -167,7 +230,7 @@ def attend_expanded(
         attn_mask=mask,
         scale=scale,
     )
-    return out_SNCH.transpose(0, 1)
+    return row.packed(out_SNCH.transpose(0, 1))
 
 
 def _no_mask(*args: object, **kwargs: object) -> None:

@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
 from cartridges.conversation import Conversation, TopK
 from cartridges.dataset import Dataset
@@ -48,6 +51,37 @@ def test_both_sides_are_measured(tiny_path, tmp_path):
     low, high = result["speed_ratio_range"]
     assert 0 < low <= high
     assert "fastest by fastest" in done.stdout
+    example = [row for row in result["rows"] if row["side"] == "PEFT's example"]
+    assert [row["setting"] for row in example] == [
+        f"{batches} conversations, {attention}" for batches in ("1 x 5", "5 x 1") for attention in ("sdpa", "eager")
+    ]
+    assert example[-1]["num_computed_tokens"] == 2 * result["tokens"] + 5 * result["context"]
+    low, high = result["example"]["speed_ratio_range"]
+    assert 0 < low <= high
+
+
+def test_the_examples_teacher_is_the_plain_model_behind_the_context(tiny_model, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from peft_tuner import PeftTuner, padded
+
+    rows = TopK([[5, 6, 7]] * 2, [[-1.0, -2.0, -3.0]] * 2)
+    said = [{"role": "user", "content": "a"}]
+    talks = [
+        Conversation(index, said, list(range(9 + 3 * index)), [1, 6], rows, "", 0, 0, "random", 0, 0)
+        for index in range(2)
+    ]
+    batch, context_ids = padded(talks, torch.device("cpu")), torch.arange(20, 31)
+    tuner = SimpleNamespace(run=SimpleNamespace(model=SimpleNamespace(hf=tiny_model)))
+    taught = PeftTuner.taught(cast("PeftTuner", tuner), batch, context_ids)
+    for row, talk in enumerate(talks):
+        ids = torch.tensor([[*context_ids.tolist(), *talk.token_ids.tolist()]])
+        with torch.no_grad():
+            wanted = tiny_model(ids).logits[0, 11:].float().log_softmax(-1).topk(3)
+        found = taught.teacher_probs_BTK[row, : talk.num_tokens]
+        assert torch.allclose(found, wanted.values.exp(), atol=1e-5)
+        assert torch.equal(taught.teacher_ids_BTK[row, : talk.num_tokens], wanted.indices)
+    assert torch.equal(taught.is_target_BT, batch.is_target_BT)
 
 
 def test_a_dataset_of_unlike_teachers_gives_the_same_loss(tiny_path, tmp_path):

@@ -184,6 +184,7 @@ class Batching:
         if not reply.token_ids:
             self.counts.prompt += len(reply.request.prompt_ids)
             self.counts.cached += sequence.num_cached
+            reply.num_cached_tokens = sequence.num_cached
         if reply.finish_reason:  # no new tokens were asked for
             self._end(sequence, reply.finish_reason)
             return
@@ -213,4 +214,4 @@ class Batching:
         elif isinstance(task, Reply):
             task.finish_reason = reason  # type: ignore[assignment]
             self.num_ended += 1
-            task.end(sequence.num_cached, has_new, error)
+            task.end(has_new, error)

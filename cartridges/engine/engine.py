@@ -116,6 +116,12 @@ class Engine:
                 self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
                 self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is handed in is worked on: false where the thread for it has died."""
+        thread = self._thread
+        return thread is None or thread.is_alive()
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """Let requests finish for so long, end the others with "abort", and stop the thread."""
         self._is_closing = True

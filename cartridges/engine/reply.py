@@ -30,6 +30,7 @@ class Reply:
     entries: list[Entries] = field(default_factory=list)
     prompt_entries: list[Entries] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0  # of the prompt, when its first token came; a preempted one finds its own tokens too
 
     def __post_init__(self) -> None:
         """Text is made as it comes only where somebody looks at it."""
@@ -67,7 +68,7 @@ class Reply:
             newest = joined(self.entries[-1:], self.request.top_k_logprobs) if self.request.top_k_logprobs else None
             self.on_event(Event(self.token_ids[-1:], self.text.told(), self.chosen_logprobs[-1:], newest))
 
-    def end(self, num_cached_tokens: int, has_new: bool, error: Exception | None = None) -> None:
+    def end(self, has_new: bool, error: Exception | None = None) -> None:
         """Tell that it has ended; `has_new` if its newest token was not told of."""
         text = self.decode(self.token_ids)
         if self.text:
@@ -86,7 +87,7 @@ class Reply:
                 logprobs=joined(self.entries, asked) if asked else None,
                 prompt_logprobs=joined(self.prompt_entries, asked) if wants_prompt else None,
                 num_prompt_tokens=len(self.request.prompt_ids),
-                num_cached_tokens=num_cached_tokens,
+                num_cached_tokens=self.num_cached_tokens,
                 chosen_logprobs=self.chosen_logprobs,
             )
         try:

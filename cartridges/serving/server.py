@@ -61,6 +61,8 @@ def create_app(
         """Whether replies are to be had."""
         if desk.draining:
             return Json({"status": "draining"}, 503)
+        if not engine.is_alive:
+            return Json({"status": "dead"}, 503)
         return Json({"status": "ok", "model": desk.base, "cartridges": engine.shelf.names()})
 
     @app.get("/metrics", response_class=Response)

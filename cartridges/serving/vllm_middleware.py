@@ -53,16 +53,15 @@ class CartridgeMiddleware:
             return await self._list_models(scope, receive, send)
         if asked not in (("POST", CHAT), ("POST", COMPLETIONS)):
             return await self.app(scope, receive, send)
+        status, headers, reply = await self._ask(scope, "GET", MODELS)
+        if status != 200:  # vLLM would not let this client in, so nothing of it is read
+            return await _answer(send, status, headers, reply)
         try:
-            raw = await _read(receive)
+            changed = await self._changed(await _read(receive), path, scope)
         except ConnectionResetError:
             return None
         except ApiError as refused:
-            return await self._refuse(refused, scope, receive, send)
-        try:
-            changed = await self._changed(raw, path, scope)
-        except ApiError as refused:
-            return await self._refuse(refused, scope, receive, send)
+            return await refused.response()(scope, receive, send)
         await self.app(_with_length(scope, len(changed)), _replayed(changed, receive), send)
 
     async def _changed(self, raw: bytes, path: str, scope: Scope) -> bytes:
@@ -157,13 +156,6 @@ class CartridgeMiddleware:
         await self.app(inner, _replayed(raw, connected), gather)
         start = next(message for message in gathered if message["type"] == "http.response.start")
         return start["status"], start.get("headers", []), b"".join(message.get("body", b"") for message in gathered)
-
-    async def _refuse(self, refused: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the error, or, to those whom vLLM would not let in, as it does."""
-        status, headers, reply = await self._ask(scope, "GET", MODELS)
-        if status == 200:
-            return await refused.response()(scope, receive, send)
-        await _answer(send, status, headers, reply)
 
     async def _list_models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The models that vLLM lists, and every cartridge there is."""

@@ -95,6 +95,15 @@ def test_what_was_told_before_a_preemption_is_told_once(qwen):
     assert small.stats().num_preemptions > 0
 
 
+def test_what_a_preempted_reply_had_written_is_not_told_as_cached(qwen):
+    request = Request(ids_of(qwen, 0, 20), 60, stop_ids=NEVER)  # alike, so that who is put back finds its own words
+    engine = Engine(qwen, kv_tokens_total=64 * 4)
+    results = [handle.result(60) for handle in [engine.submit(request) for _ in range(6)]]
+    assert engine.stats().num_preemptions > 0
+    assert max(result.num_cached_tokens for result in results) < 20
+    engine.close()
+
+
 def test_no_more_rows_than_allowed(qwen, monkeypatch):
     calls = watched(monkeypatch)
     requests = [Request(ids_of(qwen, seed, 1 + seed % 17), 4, stop_ids=NEVER) for seed in range(100)]

@@ -1,5 +1,7 @@
 """The routes of the OpenAI API: what comes back is what the engine says."""
 
+import threading
+
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from tests.serving.place import error_of, events_of
@@ -127,6 +129,12 @@ def test_a_prompt_read_before_is_told_as_cached(server):
     first, second = (server.chat(text, model="firm").json()["usage"] for _ in range(2))
     assert first["prompt_tokens"] == second["prompt_tokens"]
     assert 0 <= second["prompt_tokens_details"]["cached_tokens"] < second["prompt_tokens"]
+
+
+def test_without_the_engines_thread_nothing_is_healthy(server, monkeypatch):
+    monkeypatch.setattr(server.engine, "_thread", threading.Thread())  # which does not run
+    reply = server.client.get("/health")
+    assert (reply.status_code, reply.json()) == (503, {"status": "dead"})
 
 
 def test_health_and_metrics_tell_what_is(server):

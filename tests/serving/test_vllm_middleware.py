@@ -198,3 +198,4 @@ def test_nothing_is_told_to_those_without_a_key(asked):
     assert asked("/v1/models", method="GET", body=b"", headers={})[0] == 401
     assert asked(body={"model": "c"}, headers={}) == (401, {"error": "Unauthorized"})
     assert asked(body={"model": "a"}, headers={})[0] == 401
+    assert asked(body=b" " * (MAX_BODY_BYTES + 1), headers={})[0] == 401  # of them nothing is read
