@@ -15,6 +15,7 @@ CLAIMS: dict[str, str] = {
     "capacity": "cartridges.evals.claims.capacity:capacity",
     "objectives": "cartridges.evals.claims.objectives:objectives",
     "recipe": "cartridges.evals.claims.recipe:recipe",
+    "initializers": "cartridges.evals.claims.initializers:initializers",
     "long_corpus": "cartridges.evals.claims.long_corpus:long_corpus",
     "composition": "cartridges.evals.claims.composition:composition",
     "off_corpus": "cartridges.evals.claims.off_corpus:off_corpus",

@@ -9,7 +9,7 @@ from cartridges.evals.finding import Finding
 from cartridges.report_figures import LIGHT, add_legend, new_figure, png_of
 from cartridges.report_table import DASH, human_bytes
 
-ORDER = "capacity objectives recipe long_corpus composition off_corpus scaling cost data".split()
+ORDER = "capacity objectives recipe initializers long_corpus composition off_corpus scaling cost data".split()
 HIDDEN = {"method", "num_empty", "num_cut", "commit", "ci95", "num", "factor"}
 BEGIN, END = "<!-- begin claims -->\n", "<!-- end claims -->\n"
 HEAD = """\
@@ -122,7 +122,7 @@ def cell(key: str, row: dict[str, Any]) -> str:
         return f"{100 * value:.1f}% ({100 * low:.1f}{DASH}{100 * high:.1f}), n={row.get('num')}"
     if isinstance(value, list):
         return f"{value[0]:.2f} ({value[1]:.2f}{DASH}{value[2]:.2f})"
-    if key.endswith("bytes"):
+    if key.endswith("bytes") and not key.startswith("times_"):
         return human_bytes(value)
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
@@ -146,6 +146,6 @@ def picture(finding: Finding) -> Any:
         axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(xlabel=finding.x_label, ylabel=finding.y_label, ylim=(0, 1.05))
+    axes.set(xlabel=finding.x_label, ylabel=finding.y_label, ylim=(0, 1.05 if finding.y_label == "accuracy" else None))
     add_legend(figure, LIGHT)
     return figure

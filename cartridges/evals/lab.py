@@ -142,9 +142,24 @@ class Lab:
 
     def train(self, dataset: Dataset | None, corpus: Corpus, num_slots: int, **values: Any) -> Cartridge:
         """A cartridge, trained in a folder of its own; `values` are fields of the training's configuration."""
+        config, folder = self._training_in(dataset, corpus, num_slots, values)
+        return train(dataset, self.model, corpus, config, folder, name="claims")
+
+    def heldout_curve(
+        self, dataset: Dataset | None, corpus: Corpus, num_slots: int, **values: Any
+    ) -> list[tuple[int, float]]:
+        """Steps, and the held-out loss after so many, of what `train` with the same arguments has trained."""
+        _, folder = self._training_in(dataset, corpus, num_slots, values)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return sorted({line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}.items())
+
+    def _training_in(
+        self, dataset: Dataset | None, corpus: Corpus, num_slots: int, values: Mapping[str, Any]
+    ) -> tuple[TrainConfig, Path]:
+        """A training's configuration, and its folder."""
         config = self.training(num_slots, **values)
         told = {"data": dataset.digest if dataset else "", "corpus": corpus.digest, **config.model_dump(mode="json")}
-        return train(dataset, self.model, corpus, config, self.folder / f"train-{key_of(told)}", name="claims")
+        return config, self.folder / f"train-{key_of(told)}"
 
     def answers(self, cartridge: Cartridge, dataset: Dataset | None = None) -> Answerer:
         """What answers with the cartridge, and what it cost."""

@@ -8,7 +8,8 @@ import pytest
 from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.evals import lab as lab_module
 from cartridges.evals.claiming import CLAIMS, check_names, measure_claims
-from cartridges.evals.claims_page import ORDER, claims_region, load_all, write_page
+from cartridges.evals.claims.initializers import steps_to
+from cartridges.evals.claims_page import ORDER, cell, claims_region, load_all, write_page
 from cartridges.evals.finding import Check, Finding
 from cartridges.evals.lab import ClaimsConfig, Lab
 from cartridges.evals.task import loaded
@@ -71,6 +72,18 @@ def test_every_claim_can_be_loaded_and_has_a_place_on_the_page():
         check_names(["capcity"])
     with pytest.raises(ConfigError, match="qick"):
         ClaimsConfig.resolve("qick")
+
+
+def test_steps_to_a_loss_are_told_in_proportion():
+    curve = [(0, 2.0), (10, 1.0), (20, 1.2), (30, 0.5)]
+    assert steps_to(curve, 1.0) == 10 and steps_to(curve, 1.5) == 5
+    assert steps_to(curve, 0.85) == 25 and steps_to(curve, 3.0) == 0
+    assert steps_to(curve, 0.4) is None
+
+
+def test_times_are_no_bytes():
+    assert cell("times_fewer_bytes", {"times_fewer_bytes": 20.4}) == "20.4"
+    assert cell("kv_bytes", {"kv_bytes": 1_200_000}) == "1.20 MB"
 
 
 def test_a_lab_belongs_to_one_commit(engine, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ def lab(tmp_path_factory):
         ("composition", {"2 together, as they are", "2 together, one sink, keys turned"}),
         ("cost", {"full context", "cartridge, 20x"}),
         ("data", {"preset (temperature 1.0, top_p 0.95)", "duplicates kept"}),
+        ("initializers", {"attention matching alone", "trained from eviction by attention, published rate"}),
         ("long_corpus", {"cartridge, 20x fewer bytes", "truncated to the window"}),
     ],
 )
