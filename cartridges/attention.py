@@ -24,7 +24,7 @@ from cartridges.errors import InputError
 from cartridges.model import Model
 
 NAME = "cartridge_prefix"
-MAX_SCORES = 1 << 26  # numbers in the score tensor of one layer, above which it is not materialised
+MAX_SCORES = 1 << 26  # numbers in the score tensors of one layer, above which they are not materialised
 
 
 @dataclass
@@ -73,7 +73,7 @@ class PackedPrefix:
         return self.place_T + self.num_slots
 
     def padded(self, packed_XTH: torch.Tensor) -> torch.Tensor:
-        """The conversations side by side, [X, S, C, H]."""
+        """The conversations side by side, [X, S, C, H]; for what `packed` undoes, so that nothing comes of padding."""
         return cast(torch.Tensor, _Padded.apply(packed_XTH, self.index_SC, self.back_T))
 
     def packed(self, padded_XSCH: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,11 @@ class PackedPrefix:
 
 
 class _Padded(torch.autograd.Function):
-    """[X, T, H] to [X, S, C, H]. Nothing is added up on the way back: padding is seen by no token, and sees none."""
+    """[X, T, H] to [X, S, C, H].
+
+    Padding is taken to have no gradient, so that nothing has to be added up on the way back: no token of the row sees
+    it, and what it sees itself is dropped by `_Packed`.
+    """
 
     @staticmethod
     def forward(ctx: Any, packed_XTH: torch.Tensor, index_SC: torch.Tensor, back_T: torch.Tensor) -> torch.Tensor:
@@ -156,10 +160,10 @@ def cartridge_attention(
     q_NTH, k_GTH, v_GTH = (part[0].to(dtype) for part in (query, key, value))
     bias_GP = cartridge_row.bias[layer] if cartridge_row.bias is not None else None
     parts = (q_NTH, k_GTH, v_GTH, slot_keys.to(dtype), slot_values.to(dtype), cartridge_row)
-    limits = {"scale": scale, "window": sliding_window, "bias_GP": bias_GP}
+    limits: dict[str, Any] = {"scale": scale, "window": sliding_window, "bias_GP": bias_GP}
     longest = max(cartridge_row.lengths)
-    num_padded = len(query[0]) * len(cartridge_row.lengths) * longest
-    if num_padded * (longest + cartridge_row.num_slots) <= MAX_SCORES or softcap is not None:
+    num_padded, num_packed = len(cartridge_row.lengths) * longest**2, len(query[0, 0]) * (longest + len(slot_keys[0]))
+    if len(query[0]) * (num_padded + num_packed) <= MAX_SCORES or softcap is not None:
         out_NTH = attend_once(*parts, **limits, softcap=softcap)
     else:
         out_NTH = attend_expanded(*parts, **limits)

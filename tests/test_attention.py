@@ -71,6 +71,58 @@ def test_packed_rows_give_loss_and_gradients_of_separate_conversations(
         assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * max(1.0, theirs.grad.abs().max().item())
 
 
+def judge(parts, row, scale, window=None, bias_GP=None, softcap=None):
+    """The same in float64, one token at a time."""
+    q_NTH, k_GTH, v_GTH, slot_keys_GPH, slot_values_GPH = (part.double() for part in parts)
+    repeats, num_slots = len(q_NTH) // len(k_GTH), slot_keys_GPH.shape[1]
+    out, start = [], 0
+    for length in row.lengths:
+        for place in range(length):
+            seen = slice(start, start + place + 1)
+            keys = torch.cat([slot_keys_GPH, k_GTH[:, seen]], 1).repeat_interleave(repeats, 0)
+            values = torch.cat([slot_values_GPH, v_GTH[:, seen]], 1).repeat_interleave(repeats, 0)
+            scores = (keys @ q_NTH[:, start + place, :, None])[..., 0] * scale
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            if bias_GP is not None:
+                scores[:, :num_slots] = scores[:, :num_slots] + bias_GP.double().repeat_interleave(repeats, 0)
+            if window:
+                scores = scores[:, -window:].softmax(-1)
+                values = values[:, -window:]
+            else:
+                scores = scores.softmax(-1)
+            out.append((scores[:, None] @ values)[:, 0])
+        start += length
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("way", [attention.attend_once, attention.attend_expanded])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"window": 4}, {"softcap": 2.0}, {"softcap": 2.0, "bias": True, "window": 12}]
+)
+@pytest.mark.parametrize("num_slots", [0, 6])
+def test_both_ways_give_what_a_token_at_a_time_does(way, options, num_slots):
+    if options.get("softcap") and way is attention.attend_expanded:
+        return  # it is not used there
+    generator, lengths = torch.Generator().manual_seed(1), [1, 9, 2, 30]
+    shapes = [(6, 42, 8), (2, 42, 8), (2, 42, 8), (2, num_slots, 8), (2, num_slots, 8), (2, num_slots)]
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    goal = torch.randn(6, 42, 8, generator=generator)
+
+    def gradients(attend_by):
+        *parts, bias = leaves(drawn)
+        row = PackedPrefix([parts[3]], [parts[4]], lengths)
+        told = {key: value for key, value in options.items() if key != "bias"}
+        told["bias_GP"] = bias if options.get("bias") else None
+        out = attend_by(parts, row, 0.4, **told)
+        (out * goal).sum().backward()
+        return [out, *(part.grad for part in parts), *([bias.grad] if options.get("bias") else [])]
+
+    found = gradients(lambda parts, row, *rest, **told: way(*parts, row, *rest, **told))
+    for ours, theirs in zip(found, gradients(judge), strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), atol=2e-5)
+
+
 def test_order_and_neighbours_do_not_matter(model, texts):
     context, conversations = texts
     keys, values = prefix_kv(model, context)

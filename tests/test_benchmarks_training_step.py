@@ -51,16 +51,16 @@ def test_both_sides_are_measured(tiny_path, tmp_path):
     low, high = result["speed_ratio_range"]
     assert 0 < low <= high
     assert "fastest by fastest" in done.stdout
-    example = [row for row in result["rows"] if row["side"] == "PEFT's example"]
+    example = [row for row in result["rows"] if row["side"] == "PEFT, teacher in the step"]
     assert [row["setting"] for row in example] == [
         f"{batches} conversations, {attention}" for batches in ("1 x 5", "5 x 1") for attention in ("sdpa", "eager")
     ]
     assert example[-1]["num_computed_tokens"] == 2 * result["tokens"] + 5 * result["context"]
-    low, high = result["example"]["speed_ratio_range"]
+    low, high = result["teacher_in_step"]["speed_ratio_range"]
     assert 0 < low <= high
 
 
-def test_the_examples_teacher_is_the_plain_model_behind_the_context(tiny_model, monkeypatch):
+def test_the_teacher_in_the_step_is_the_plain_model_behind_the_context(tiny_model, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from peft_tuner import PeftTuner, padded

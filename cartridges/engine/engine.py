@@ -113,8 +113,9 @@ class Engine:
         """Have a thread that works on what is handed in; `submit` does so by itself."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                thread.start()
+                self._thread = thread
 
     @property
     def is_alive(self) -> bool:

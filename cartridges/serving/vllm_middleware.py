@@ -22,6 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHAT, COMPLETIONS, MODELS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"
 MAX_BODY_BYTES = 64 << 20
+FREE_BODY_BYTES = 1 << 20  # that are read of anybody
 MAX_NAMED = 16  # cartridges in one request
 TEMPLATE_MARGIN = 1024  # tokens that a chat template may add, where a request is not counted because it is short
 TEXT_PARTS = {"text", "input_text", "output_text", "refusal", "thinking"}
@@ -53,15 +54,16 @@ class CartridgeMiddleware:
             return await self._list_models(scope, receive, send)
         if asked not in (("POST", CHAT), ("POST", COMPLETIONS)):
             return await self.app(scope, receive, send)
-        status, headers, reply = await self._ask(scope, "GET", MODELS)
-        if status != 200:  # vLLM would not let this client in, so nothing of it is read
-            return await _answer(send, status, headers, reply)
         try:
-            changed = await self._changed(await _read(receive), path, scope)
+            raw = await _read(receive, lambda: self._lets_in(scope))
         except ConnectionResetError:
             return None
         except ApiError as refused:
-            return await refused.response()(scope, receive, send)
+            return await self._refuse(refused, scope, receive, send)
+        try:
+            changed = await self._changed(raw, path, scope)
+        except ApiError as refused:
+            return await self._refuse(refused, scope, receive, send)
         await self.app(_with_length(scope, len(changed)), _replayed(changed, receive), send)
 
     async def _changed(self, raw: bytes, path: str, scope: Scope) -> bytes:
@@ -157,6 +159,18 @@ class CartridgeMiddleware:
         start = next(message for message in gathered if message["type"] == "http.response.start")
         return start["status"], start.get("headers", []), b"".join(message.get("body", b"") for message in gathered)
 
+    async def _lets_in(self, scope: Scope) -> bool:
+        """Whether vLLM lets this client in."""
+        status, _, _ = await self._ask(scope, "GET", MODELS)
+        return status not in (401, 403)
+
+    async def _refuse(self, refused: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the error, or, to those whom vLLM would not let in, as it does."""
+        status, headers, reply = await self._ask(scope, "GET", MODELS)
+        if status not in (401, 403):
+            return await refused.response()(scope, receive, send)
+        await _answer(send, status, headers, reply)
+
     async def _list_models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The models that vLLM lists, and every cartridge there is."""
         status, headers, reply = await self._ask(scope, "GET", MODELS)
@@ -248,16 +262,23 @@ def _served_names(scope: Scope) -> dict[str, bool]:
     return {path.name: True for path in models.base_model_paths} | dict.fromkeys(models.lora_requests, False)
 
 
-async def _read(receive: Receive) -> bytes:
-    """The body. Raises ApiError for one that is too large, ConnectionResetError where the client went away."""
+async def _read(receive: Receive, lets_in: Callable[[], Awaitable[bool]]) -> bytes:
+    """The body. Raises ApiError for one that is too large, ConnectionResetError where the client went away.
+
+    Whether the client is let in is asked before more than FREE_BODY_BYTES of it are held.
+    """
     pieces: list[bytes] = []
-    num_bytes, more = 0, True
+    num_bytes, more, is_known = 0, True, False
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionResetError("the client went away")
         pieces.append(message.get("body", b""))
         num_bytes += len(pieces[-1])
+        if num_bytes > FREE_BODY_BYTES and not is_known:
+            is_known = await lets_in()
+            if not is_known:
+                raise ApiError("the client is not let in", status=401)
         if num_bytes > MAX_BODY_BYTES:
             raise ApiError(f"given a body of more than {MAX_BODY_BYTES} bytes, expected at most so many", status=413)
         more = message.get("more_body", False)

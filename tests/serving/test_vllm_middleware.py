@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import httpx
@@ -9,7 +10,8 @@ import pytest
 
 from cartridges.initialization import InitializeConfig, initialize
 from cartridges.serving.catalogue import Catalogue
-from cartridges.serving.vllm_middleware import MAX_BODY_BYTES, CartridgeMiddleware
+from cartridges.serving.errors import ApiError
+from cartridges.serving.vllm_middleware import FREE_BODY_BYTES, MAX_BODY_BYTES, CartridgeMiddleware, _read
 from tests.architectures import tiny
 
 WINDOW = 64
@@ -185,6 +187,22 @@ def test_a_body_too_large_is_refused(asked):
     assert str(MAX_BODY_BYTES).encode() in reply
 
 
+@pytest.mark.parametrize(("is_let_in", "num_read"), [(True, 3), (False, 2)])
+def test_of_those_without_a_key_no_more_than_a_little_is_read(is_let_in, num_read):
+    piece = {"type": "http.request", "body": b" " * (FREE_BODY_BYTES - 9), "more_body": True}
+    pieces = [{**piece, "more_body": False}, piece, piece]  # the last one comes first
+
+    async def receive():
+        return pieces.pop()
+
+    async def lets_in():
+        return is_let_in
+
+    with nullcontext() if is_let_in else pytest.raises(ApiError, match="not let in"):
+        assert asyncio.run(_read(receive, lets_in)) == b" " * 3 * (FREE_BODY_BYTES - 9)
+    assert 3 - len(pieces) == num_read
+
+
 def test_the_models_are_listed_with_the_cartridges(asked):
     listed = reached(asked("/v1/models", method="GET", body=b""))["data"]
     assert [(one["id"], one["owned_by"], one["parent"]) for one in listed] == [
@@ -198,4 +216,3 @@ def test_nothing_is_told_to_those_without_a_key(asked):
     assert asked("/v1/models", method="GET", body=b"", headers={})[0] == 401
     assert asked(body={"model": "c"}, headers={}) == (401, {"error": "Unauthorized"})
     assert asked(body={"model": "a"}, headers={})[0] == 401
-    assert asked(body=b" " * (MAX_BODY_BYTES + 1), headers={})[0] == 401  # of them nothing is read
