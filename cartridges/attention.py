@@ -112,7 +112,9 @@ class _Padded(torch.autograd.Function):
         return packed_XTH.index_select(1, index_SC.flatten()).unflatten(1, index_SC.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad_XSCH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_XSCH: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         (back_T,) = ctx.saved_tensors
         return grad_XSCH.flatten(1, 2).index_select(1, back_T), None, None
 
@@ -127,7 +129,9 @@ class _Packed(torch.autograd.Function):
         return padded_XSCH.flatten(1, 2).index_select(1, back_T)
 
     @staticmethod
-    def backward(ctx: Any, grad_XTH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_XTH: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         (back_T,) = ctx.saved_tensors
         num_x, num_rows, longest, size = ctx.shape
         grad = grad_XTH.new_zeros(num_x, num_rows * longest, size)
