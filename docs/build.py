@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from serving_tables import pictures, serving_contexts, serving_first_token, serving_peft, serving_vllm
+from serving_tables import MEASURED, pictures, serving_contexts, serving_first_token, serving_peft, serving_vllm, table
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "cartridges" / "pocket" / "weights"
@@ -108,6 +108,22 @@ def transmute_memory() -> str:
     return "\n".join(lines)
 
 
+def training_step() -> str:
+    """One step of training beside PEFT's, every setting."""
+    found = json.loads((MEASURED / "training_step.json").read_text())
+    rows = [
+        [row["side"], row["setting"], f"{row['tokens_per_s']:,.0f}", f"{row['peak_mb']:.0f}"] for row in found["rows"]
+    ]
+    told = []
+    for name, part in (("PEFT", found), ("a teacher in the step", found["teacher_in_step"])):
+        low, high = part["speed_ratio_range"]
+        told.append(f"{part['speed_ratio']:.2f} times the tokens/s of {name} ({low:.2f} to {high:.2f})")
+    origin = f"`{found['command']}`, {found['hardware']}, {found['dtype']}, commit {found['commit']}"
+    about = f"{found['conversations']} conversations of {found['tokens']:,} tokens, {found['slots']} slots, "
+    about += f"{found['context']} tokens of context; fastest by fastest: {', '.join(told)}. {origin}"
+    return "\n\n".join([table(["side", "a step", "tokens/s", "peak memory, MB"], rows), about])
+
+
 def claims() -> str:
     """All claims, from the files that `cartridges claims` wrote."""
     from cartridges.evals.claims_page import claims_region
@@ -123,6 +139,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "transmute_table": transmute_table,
     "transmute_ridge": transmute_ridge,
     "transmute_memory": transmute_memory,
+    "training_step": training_step,
     "claims": claims,
     "serving_peft": serving_peft,
     "serving_contexts": serving_contexts,
