@@ -31,7 +31,7 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 ## Where the laptop world stops being evidence
 
 - The model has four million parameters, the documents are generated: what holds between methods here may not hold for
-  large models. On it, slots that begin at random do no worse than corpus tokens; on 3B models they do much worse.
+  large models. On it, slots that begin at random do little worse than corpus tokens; on 3B models they do much worse.
 - Its own full-context reading is imperfect, so ratios to full context can exceed 1: a cartridge is trained on short
   pieces, which the model reads better than everything at once.
 - Questions are of forms that the model writes itself in self-study. Real users ask in other words.
