@@ -31,7 +31,7 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 ## Where the laptop world stops being evidence
 
 - The model has four million parameters, the documents are generated: what holds between methods here may not hold for
-  large models. On it, slots that begin at random do little worse than corpus tokens; on 3B models they do much worse.
+  large models. On it, slots that begin at random do no worse than corpus tokens; on 3B models they do much worse.
 - Its own full-context reading is imperfect, so ratios to full context can exceed 1: a cartridge is trained on short
   pieces, which the model reads better than everything at once.
 - Questions are of forms that the model writes itself in self-study. Real users ask in other words.
@@ -46,9 +46,8 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
   (see the log). Twice the study did not help at 20x, where nothing is missing.
 - **Distillation beside next-token training.** Pocket as a teacher is nearly certain of each token, so its distributions
   say little that its words do not. Published gains are of large models.
-- **First corpus tokens beside random slots.** After half of the preset's steps random slots are ahead, within chance;
-  with all of them first tokens were, on another validation corpus (see the log). Pocket takes a learning rate far above
-  the published one, which leaves little of any start.
+- **First corpus tokens beside random slots.** Over all corpora that were tried neither is ahead (see the log). Pocket
+  takes a learning rate far above the published one, which leaves little of any start.
 - **Attention matching as a start.** It more than halves the steps at the published rate. At the preset's it saves a
   third, for that reason.
 - **Eviction and attention matching alone.** Pocket reads by copying: every token of a name or a number must be there.
