@@ -9,6 +9,8 @@ after its own example. Loss and gradient are compared before the timing, where t
 
 Each side has several settings and is judged by its fastest: ours the preset's row length and others, PEFT batches
 of several sizes, beyond its example sorted by length, and both of transformers' attentions. Gradients are accumulated.
+PEFT's batches are made beforehand, our rows within the time. Tokens/s count neither padding nor slots. Settings take
+turns, step by step, so that whatever else the machine does meets them all alike; medians count.
 
 PEFT's example stores no teacher: in every step the plain model reads the context and each conversation behind it. That
 is measured besides, "teacher in the step", with `--context` tokens; ours and the other rows have the teacher stored, as

@@ -50,6 +50,7 @@ class TrainConfig(Config):
         "default": {},
         "pocket": {
             "slots": 128,
+            "initialize": {"kind": "random"},
             "lr": 0.1,
             "values_lr_ratio": 8.0,
             "beta1": 0.8,

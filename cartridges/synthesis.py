@@ -66,7 +66,7 @@ def synthesize(
             check_same(begun, config, out)
         seeds = load_seeds(config.seed_set, config.seed_file)
         if config.seed_kinds is not None:
-            own = [kind for kind in seeds.kinds if config.seed_file and kind in file_kinds(config.seed_file)]
+            own = file_kinds(config.seed_file) if config.seed_file else []
             seeds = seeds.only([*config.seed_kinds, *own])
         with claim(out):
             run = Run(out, config, corpus, teacher, seeds)

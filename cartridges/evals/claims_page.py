@@ -41,15 +41,17 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 
 ## Where a line fails
 
-- **Cartridges behind the full context at 50x and more.** A handful of slots has to hold the whole corpus. Lost are the
-  facts that conversations asked about once or twice, and questions in forms that they seldom had, as by a last name
-  (see the log). Twice the study did not help at 20x, where nothing is missing.
+- **Cartridges behind the full context.** What is missing is study: the row with twice the conversations and steps is
+  nearer. Lost are the facts that conversations asked about once or twice, and questions in forms that they seldom had,
+  as by a last name (see the log). What is in the way at 50x and more is the number of slots too.
+- **LoRA beside a cartridge.** At equal bytes and steps low-rank changes of all layers learn look-ups of one corpus
+  as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
+  not composed.
 - **Distillation beside next-token training.** Pocket as a teacher is nearly certain of each token, so its distributions
   say little that its words do not. Published gains are of large models.
 - **First corpus tokens beside random slots.** Over all corpora that were tried neither is ahead (see the log). Pocket
-  takes a learning rate far above the published one, which leaves little of any start.
-- **Attention matching as a start.** It more than halves the steps at the published rate. At the preset's it saves a
-  third, for that reason.
+  takes a learning rate far above the published one, which leaves little of any start; so attention matching saves fewer
+  steps at the preset's rates than at the published one.
 - **Eviction and attention matching alone.** Pocket reads by copying: every token of a name or a number must be there.
   Few questions need just the tokens that are kept.
 - **General knowledge.** The preset's rates move the slots far; general conversations in the study bring back part of
@@ -125,7 +127,7 @@ def cell(key: str, row: dict[str, Any]) -> str:
         return f"{100 * value:.1f}% ({100 * low:.1f}{DASH}{100 * high:.1f}), n={row.get('num')}"
     if isinstance(value, list):
         return f"{value[0]:.2f} ({value[1]:.2f}{DASH}{value[2]:.2f})"
-    if key.endswith("bytes") and not key.startswith("times_"):
+    if key.endswith("bytes"):
         return human_bytes(value)
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")

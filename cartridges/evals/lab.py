@@ -24,12 +24,13 @@ from cartridges.evals.method import Answerer, Workshop, built
 from cartridges.evals.record import Record
 from cartridges.evals.task import Task
 from cartridges.evals.tasks.pocket import pocket_task
+from cartridges.log import read_metrics
 from cartridges.provenance import commit
 from cartridges.recipe import TrainConfig
 from cartridges.run_folder import write_whole
 from cartridges.study_plan import SynthesizeConfig
 from cartridges.synthesis import study_seconds, synthesize
-from cartridges.training import train
+from cartridges.training import METRICS, train
 
 OBJECTIVES = {"cartridge": "distill", "next_token": "next_token", "raw_text": "text"}
 MIXED = ("lookup", "reverse", "multiple_choice", "json", "count")
@@ -150,8 +151,8 @@ class Lab:
     ) -> list[tuple[int, float]]:
         """Steps, and the held-out loss after so many, of what `train` with the same arguments has trained."""
         _, folder = self._training_in(dataset, corpus, num_slots, values)
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        return sorted({line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}.items())
+        rows = read_metrics(folder / METRICS)
+        return sorted({row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}.items())
 
     def _training_in(
         self, dataset: Dataset | None, corpus: Corpus, num_slots: int, values: Mapping[str, Any]

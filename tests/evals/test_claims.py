@@ -9,7 +9,7 @@ from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.evals import lab as lab_module
 from cartridges.evals.claiming import CLAIMS, check_names, measure_claims
 from cartridges.evals.claims.initializers import steps_to
-from cartridges.evals.claims_page import ORDER, cell, claims_region, load_all, write_page
+from cartridges.evals.claims_page import ORDER, claims_region, load_all, write_page
 from cartridges.evals.finding import Check, Finding
 from cartridges.evals.lab import ClaimsConfig, Lab
 from cartridges.evals.task import loaded
@@ -79,11 +79,6 @@ def test_steps_to_a_loss_are_told_in_proportion():
     assert steps_to(curve, 1.0) == 10 and steps_to(curve, 1.5) == 5
     assert steps_to(curve, 0.85) == 25 and steps_to(curve, 3.0) == 0
     assert steps_to(curve, 0.4) is None
-
-
-def test_times_are_no_bytes():
-    assert cell("times_fewer_bytes", {"times_fewer_bytes": 20.4}) == "20.4"
-    assert cell("kv_bytes", {"kv_bytes": 1_200_000}) == "1.20 MB"
 
 
 def test_a_lab_belongs_to_one_commit(engine, tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ def recipe(lab: Lab) -> Finding:
     general = general_task(lab.config.num_items, avoid=asked)
     text = {"kind": "text", "text": OTHER_TEXT * (1 + num_slots // 16)}
     arms: dict[str, dict[str, Any]] = {
-        "first corpus tokens first (preset)": {},
-        "random slots first": {"initialize": {"kind": "random"}},
+        "random slots first (preset)": {},
+        "first corpus tokens first": {"initialize": {"kind": "first_tokens"}},
         "sampled pieces of the corpus first": {"initialize": {"kind": "chunks"}},
         "unrelated text first": {"initialize": text},
         "no frozen sink": {"frozen_slots": 0},
@@ -46,10 +46,10 @@ def recipe(lab: Lab) -> Finding:
         row |= {"heldout_loss": round(made.manifest.metrics["heldout_loss"], 4), "general": round(kept.accuracy, 4)}
         finding.rows.append(row)
     by_label = {row["label"]: row for row in finding.rows}
-    first, random = by_label["first corpus tokens first (preset)"], by_label["random slots first"]
+    first, random = by_label["first corpus tokens first"], by_label["random slots first (preset)"]
     gap = first["accuracy"] - random["accuracy"]
     finding.checks.append(Check("first corpus tokens minus random", 0.0, round(gap, 4)))
-    harm = first["general"] - by_label["no frozen sink"]["general"]
+    harm = random["general"] - by_label["no frozen sink"]["general"]
     finding.checks.append(Check("general knowledge, frozen sink minus none", 0.0, round(harm, 4)))
     finding.notes.append("half of the preset's steps each, as what counts is the difference between rows")
     finding.notes.append("made on validation documents, as these are choices; other tables are of test documents")
