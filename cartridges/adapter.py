@@ -246,15 +246,18 @@ class ThoughtAdapter:
 def combined(adapters: Sequence[ThoughtAdapter], weights: Sequence[float] | None = None) -> ThoughtAdapter:
     """The weighted sum of several adapters of one model; factors are put side by side.
 
-    Raises InputError for none or for another number of weights, FormatError where they are of different models.
+    Raises InputError for none, for one given twice or for another number of weights, FormatError where they are of
+    different models.
     """
     weights = [1.0] * len(adapters) if weights is None else list(weights)
     if not adapters or len(weights) != len(adapters):
         raise InputError(f"given {len(adapters)} adapters and {len(weights)} weights, expected as many, at least one")
     if len(adapters) == 1 and weights[0] == 1.0:
         return adapters[0]
-    for adapter in adapters[1:]:
+    for number, adapter in enumerate(adapters):
         adapter.check_fits(adapters[0].manifest.model)
+        if adapter.digest in [before.digest for before in adapters[:number]]:
+            raise InputError(f"given the adapter {adapter.name} twice, expected different ones; weigh it instead")
     by_place: dict[tuple[int, str], list[tuple[float, Patch]]] = {}
     for weight, adapter in zip(weights, adapters, strict=True):
         for patch in adapter.patches:

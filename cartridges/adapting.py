@@ -6,7 +6,7 @@ adapters. What was read before stays as it was: give requests that share no text
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from cartridges.errors import InputError
 from cartridges.mlp import decoder_blocks
 from cartridges.model import Model, weights_digest
 
-_merged: "WeakKeyDictionary[nn.Module, Merged]" = WeakKeyDictionary()
+ON = "_cartridges_adapter"  # what a Hugging Face module has on: a Merged, or the name of an adapter in hooks
 
 
 def linear_of(model: Model, blocks: Sequence[nn.Module], patch: Patch) -> nn.Linear:
@@ -77,8 +77,13 @@ def applied(model: Model, *adapters: ThoughtAdapter, merged: bool = False) -> It
         return
     adapter = combined(adapters)
     _check(model, adapter)
+    hf: Any = model.hf
     with attached(model, adapter.patches):
-        yield
+        setattr(hf, ON, adapter.name)
+        try:
+            yield
+        finally:
+            delattr(hf, ON)
 
 
 class Merged:
@@ -91,28 +96,23 @@ class Merged:
 
     def undo(self) -> None:
         """Raises InputError where it was undone before."""
-        if _merged.get(self.model.hf) is not self:
+        if getattr(self.model.hf, ON, None) is not self:
             raise InputError(f"the adapter {self.adapter.name} is not merged any more; merge it again first")
         with torch.no_grad():
             for linear, weight, bias in self.before:
                 linear.weight.copy_(weight)
                 linear.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
         self.model.identity = self.identity
-        del _merged[self.model.hf]
+        delattr(self.model.hf, ON)
 
 
 @torch.no_grad()
 def merge(model: Model, *adapters: ThoughtAdapter) -> Merged:
     """Add the adapters to the weights. The model's identity is then another one, so cartridges no longer fit it.
 
-    Keeps a copy of every matrix that is changed. Raises InputError where one is merged already, FormatError for an
-    adapter of another model.
+    Keeps a copy of every matrix that is changed. Raises InputError where an adapter is on already or one is given
+    twice, FormatError for an adapter of another model.
     """
-    if model.hf in _merged:
-        name = _merged[model.hf].adapter.name
-        raise InputError(
-            f"the adapter {name} is merged into {model.identity.model_id} already; undo it, or merge several at once"
-        )
     adapter = combined(adapters)
     _check(model, adapter)
     blocks = decoder_blocks(model)
@@ -127,15 +127,18 @@ def merge(model: Model, *adapters: ThoughtAdapter) -> Merged:
             whole = bias.clone() if linear.bias is None else linear.bias + bias
             linear.bias = nn.Parameter(whole, requires_grad=False)
     told = {"model_id": f"{model.identity.model_id}:{adapter.name}", "weights_digest": weights_digest(model.hf)}
-    _merged[model.hf] = done
+    setattr(model.hf, ON, done)
     model.identity = model.identity.model_copy(update=told)
     return done
 
 
 def _check(model: Model, adapter: ThoughtAdapter) -> None:
-    if model.hf in _merged:
+    if on := getattr(model.hf, ON, None):
+        name, how = (on.adapter.name, "merged into") if isinstance(on, Merged) else (on, "hooked onto")
         raise InputError(
-            f"{model.identity.model_id} has an adapter merged in, expected the model alone; undo it, or give several "
-            "at once"
+            f"the adapter {name} is {how} {model.identity.model_id} already; undo it, or give several at once"
         )
     adapter.check_fits(model.identity)
+    places = [(patch.layer, patch.module) for patch in adapter.patches]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise InputError(f"the adapter {adapter.name} has two patches for {twice[1]} of layer {twice[0]}, expected one")

@@ -42,9 +42,16 @@ class LoraReport:
 
 
 def export_lora(
-    adapter: ThoughtAdapter, model: Model, folder: Path, rank: int | None = None, energy: float = FULL_ENERGY
+    adapter: ThoughtAdapter,
+    model: Model,
+    folder: Path,
+    rank: int | None = None,
+    energy: float = FULL_ENERGY,
+    max_rank: int | None = None,
 ) -> LoraReport:
     """Write the adapter into `folder` as a LoRA of `rank`, or of the smallest that keeps `energy` of every delta.
+
+    A smallest rank above `max_rank`, if given, is cut to that; the report tells what is lost.
 
     Raises InputError for a rank below 1 or an energy outside (0, 1], FormatError for an adapter of another model.
     """
@@ -59,6 +66,7 @@ def export_lora(
     deltas = {path: delta.double() for path, patch in placed.items() if (delta := patch.whole()) is not None}
     spectra = {path: torch.linalg.svdvals(delta) for path, delta in deltas.items()}
     size = rank or max((_rank_of(spectrum_R, energy) for spectrum_R in spectra.values()), default=1)
+    size = min(size, max_rank or size)
     tensors: dict[str, torch.Tensor] = {}
     for path, patch in placed.items():
         left, right = _padded(patch, deltas.get(path), size)

@@ -2,7 +2,7 @@
 
 The answer's tokens are the same on both sides, as the dataset has them; only what stands before differs. The chunk is
 cut out of the documents anew, and shown as it was while the conversation was written. Conversations about one chunk
-follow each other in a dataset, so it is read once for all of them.
+follow each other in a dataset, so it is read once for all of them, for every layer that is fitted.
 """
 
 import datetime

@@ -55,7 +55,7 @@ class TrainConfig(Config):
             "values_lr_ratio": 8.0,
             "beta1": 0.8,
             "beta2": 0.9,
-            "epochs": 3,
+            "epochs": 2,
             "row_len": 512,
             "rows_per_step": 1,
             "clip": 0.0,

@@ -41,7 +41,7 @@ def synthesize(
     corpus: Corpus,
     client: "Client | Engine",
     config: SynthesizeConfig | None = None,
-    out: Path = Path("runs/synthesize"),
+    out: Path | str = "runs/synthesize",
     **values: Any,
 ) -> Dataset:
     """Have the model of `client` (or of an engine) talk with itself about `corpus`; gives the dataset in folder `out`.

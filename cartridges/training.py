@@ -287,7 +287,7 @@ def train(
     model: Model,
     corpus: Corpus | None = None,
     config: TrainConfig | None = None,
-    out: Path = Path("runs/train"),
+    out: Path | str = "runs/train",
     name: str = "",
     **values: Any,
 ) -> Cartridge:

@@ -69,10 +69,8 @@ class Sums:
     beside: Moments
 
 
-def prefix_of(model: Model, ids: Sequence[int], lengths: Sequence[int]) -> PackedPrefix:
-    """Keys and values of the chunk, or of nothing, before conversations of these lengths."""
-    if ids:
-        return PackedPrefix(*prefix_kv(model, list(ids)), lengths)
+def nothing_before(model: Model, lengths: Sequence[int]) -> PackedPrefix:
+    """Keys and values of no tokens, before conversations of these lengths."""
     empty = [
         torch.zeros(layer.num_kv_heads, 0, layer.head_size, device=model.device, dtype=model.dtype)
         for layer in model.identity.layers
@@ -132,12 +130,20 @@ class Transmutation:
     told: list[dict[str, Any]] = field(default_factory=list)
     num_pairs: int = 0
     statistics_bytes: int = 0
+    last_prefix: tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] = ((), [], [])
+
+    def prefix(self, ids: Sequence[int], lengths: Sequence[int]) -> PackedPrefix:
+        """The chunk before conversations of these lengths; neighbours about one chunk share its keys and values."""
+        if ids and self.last_prefix[0] != tuple(ids):
+            self.last_prefix = tuple(ids), *prefix_kv(self.model, list(ids))
+        _, keys, values = self.last_prefix
+        return PackedPrefix(keys, values, lengths) if ids else nothing_before(self.model, lengths)
 
     def read(self, mlp: Mlp, batch: Batch) -> tuple[Seen, Seen]:
         """The layer with the chunk, as the model is, and without it, patched below."""
         pairs, model = batch.pairs, self.model
-        teacher = prefix_of(model, batch.prefix_ids, [len(pair.teacher_ids) for pair in pairs])
-        student = prefix_of(model, (), [len(pair.student_ids) for pair in pairs])
+        teacher = self.prefix(batch.prefix_ids, [len(pair.teacher_ids) for pair in pairs])
+        student = nothing_before(model, [len(pair.student_ids) for pair in pairs])
         with attend(model):
             with_chunk = look(
                 model, mlp, [pair.teacher_ids for pair in pairs], [pair.teacher_positions for pair in pairs], teacher

@@ -99,3 +99,5 @@ def test_what_cannot_be_summed_is_refused(model, tiny_tokenizer):
         combined([random_adapter(model)], [1.0, 2.0])
     with pytest.raises(FormatError, match="other weights of the same shape"):
         combined([random_adapter(model), random_adapter(tiny("llama", tiny_tokenizer, 1))])
+    with pytest.raises(InputError, match="given the adapter adapter-0 twice, expected different ones"):
+        combined([random_adapter(model), random_adapter(model)])

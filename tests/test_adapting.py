@@ -1,5 +1,8 @@
 """Hooks and merged weights do the same, and leave the model as it was."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -67,12 +70,42 @@ def test_merging_twice_is_refused(tiny_tokenizer):
     for again in (lambda: merge(model, adapter), lambda: merge(model, random_adapter(model, 1))):
         with pytest.raises(InputError, match="the adapter adapter-0 is merged into tiny-llama:adapter-0 already; undo"):
             again()
-    with pytest.raises(InputError, match="has an adapter merged in"), applied(model, adapter):
+    with pytest.raises(InputError, match="adapter-0 is merged into"), applied(model, adapter):
         pass
     done.undo()
     with pytest.raises(InputError, match="the adapter adapter-0 is not merged any more"):
         done.undo()
     merge(model, adapter).undo()
+
+
+def test_hooks_and_weights_do_not_add_up(tiny_tokenizer):
+    model = tiny("llama", tiny_tokenizer)
+    adapter, before = random_adapter(model), logits(model, IDS)
+    with applied(model, adapter):
+        with pytest.raises(InputError, match="the adapter adapter-0 is hooked onto tiny-llama already; undo it"):
+            merge(model, adapter)
+        with pytest.raises(InputError, match="is hooked onto"), applied(model, random_adapter(model, 1)):
+            pass
+    assert torch.equal(logits(model, IDS), before)
+    merge(model, adapter).undo()
+
+
+def test_a_model_with_an_adapter_is_not_kept_alive(tiny_tokenizer):
+    model = tiny("llama", tiny_tokenizer)
+    merge(model, random_adapter(model))
+    left = weakref.ref(model.hf)
+    del model
+    gc.collect()
+    assert left() is None
+
+
+def test_two_patches_of_one_matrix_are_refused(tiny_tokenizer):
+    model = tiny("llama", tiny_tokenizer)
+    adapter, before = random_adapter(model), logits(model, IDS)
+    twice = ThoughtAdapter([*adapter.patches, adapter.patches[0]], adapter.manifest)
+    with pytest.raises(InputError, match=r"two patches for mlp\.\w+ of layer 0, expected one"):
+        merge(model, twice)
+    assert torch.equal(logits(model, IDS), before)
 
 
 def test_cartridges_do_not_fit_a_merged_model(tiny_tokenizer):

@@ -141,6 +141,8 @@ class Pool:
             if is_down:
                 replica.fail(max(wait_s, self._pause(replica.num_failures)))
                 self._forget(replica)
+            elif len(self.replicas) > 1 and self.places.get(key) is replica:  # let another one try
+                del self.places[key]
             given_up = all(other.num_failures >= config.max_attempts for other in self.replicas)
             if given_up or attempt >= config.max_attempts:
                 raise InputError(

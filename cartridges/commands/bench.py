@@ -22,7 +22,7 @@ def command(
     out: Path | None,
     device: str,
 ) -> None:
-    """Measure methods on TASK: pocket, longhealth, mtob, qasper, ruler.
+    """Measure methods on TASK: pocket, pocket_general, longhealth, mtob, qasper, ruler.
 
     KEY=VALUE sets an option of the task (task.path=benchmark_v5.json) or a field of study and training
     (train.max_steps=400). The same command goes on where it was stopped.

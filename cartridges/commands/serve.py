@@ -102,16 +102,25 @@ def check_for_vllm(config: "ServeConfig", keys: "Keys", device: str, roots: Sequ
 def serve_lora(
     folders: Sequence[Path], model: str | None, host: str, port: int, extra: Sequence[str], api_keys: Sequence[str]
 ) -> int:
-    """Stock vLLM with the adapters as one LoRA, under their name. Raises InputError for one with output biases."""
+    """Stock vLLM with the adapters as one LoRA, under their name. Raises InputError for one with output biases.
+
+    It has the rank of the adapters, or the highest that vLLM takes; what that cuts off is printed.
+    """
     from cartridges.adapter import ThoughtAdapter, combined
     from cartridges.lora import export_lora
     from cartridges.model import load_for
-    from cartridges.serving.launch import lora_arguments, serve_vllm
+    from cartridges.serving.launch import LORA_RANKS, lora_arguments, serve_vllm
 
     adapter = combined([ThoughtAdapter.load(folder) for folder in folders])
     used = load_for(adapter.manifest.model, model, "cpu")
     with tempfile.TemporaryDirectory(prefix="lora-") as folder:
-        report = export_lora(adapter, used, Path(folder))
+        report = export_lora(adapter, used, Path(folder), max_rank=LORA_RANKS[-1])
+        if report.largest_error >= 1e-4:
+            click.echo(
+                f"note: vLLM takes LoRAs up to rank {report.rank}; this cuts off up to {report.largest_error:.2%} of a "
+                "delta's norm",
+                err=True,
+            )
         arguments = lora_arguments(adapter_name(folders, adapter.manifest.name), Path(folder), report)
         source = model or adapter.manifest.model.model_id
         del used, adapter  # as large as the model, which vLLM loads for itself
@@ -119,8 +128,16 @@ def serve_lora(
 
 
 def adapter_name(folders: Sequence[Path], name: str) -> str:
-    """What the adapted model is called: the adapters' own name, or that of their folders."""
-    return name or "+".join(name_of(folder) for folder in folders)
+    """What the adapted model is called: the adapters' own name, or that of their folders.
+
+    Raises InputError for one that could not stand in a request or on vLLM's command line.
+    """
+    from cartridges.engine.shelf import NAME
+
+    name = name or "+".join(name_of(folder) for folder in folders)
+    if bad := next((part for part in name.split("+") if not NAME.fullmatch(part)), None):
+        raise InputError(f"given the name {bad[:80]!r}, expected letters, digits, dots, dashes and underscores")
+    return name
 
 
 def split_extra(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -210,7 +227,7 @@ def _serve_own(
     # In a thread that ends: one that lives on keeps its OpenMP pool, and two of them halve the engine's speed on a CPU.
     with ThreadPoolExecutor(1) as pool:
         used = pool.submit(load).result()
-    engine = Engine(used)
+    engine = Engine(used, config.kv_tokens_total)
     for name, folder in folders:
         if name == used.identity.model_id:
             raise InputError(f"given a cartridge called {name!r}, like its model; give NAME=FOLDER")

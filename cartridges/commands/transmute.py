@@ -1,5 +1,6 @@
 """`cartridges transmute`: conversations to an adapter."""
 
+import math
 from pathlib import Path
 
 import click
@@ -52,15 +53,19 @@ def command(
     from cartridges.model import load_model
     from cartridges.transmutation import TransmuteConfig, transmute
 
-    loaded = load_model(made_with, device)
+    revision = (sources[0].dataset.manifest.get("model") or {}).get("revision")
+    loaded = load_model(made_with, device, revision=None if model else revision)
     chosen = preset or loaded.profile
     config = TransmuteConfig.resolve(chosen, config_file, overrides)
     click.echo(f"model: {loaded.identity.model_id}; preset: {chosen}; method: {config.method}")
     adapter = transmute(sources, loaded, config, name or out.resolve().name)
     adapter.save(out)
     metrics = adapter.manifest.metrics
+    wanted = (
+        "the change of the MLP's input" if config.method in ("mean", "ridge") else "the change of the block's output"
+    )
     for line in metrics["layers"]:
-        click.echo(f"layer {line['layer']}: {1 - line['unexplained']:.1%} of what is wanted")
+        click.echo(f"layer {line['layer']}: {1 - line['unexplained']:.1%} of {wanted}")
     skipped = f", {metrics['num_skipped']} skipped" if metrics["num_skipped"] else ""
     size = adapter.num_bytes / 1e6
     click.echo(f"{metrics['num_conversations']} conversations{skipped} in {metrics['seconds']:.0f} s; {size:.2f} MB")
@@ -73,8 +78,8 @@ def check(data: list[Path], out: Path, docs: tuple[Path, ...], weights: tuple[fl
 
     if weights and len(weights) != len(data):
         raise InputError(f"given {len(weights)} --weight for {len(data)} datasets, expected one for each")
-    if any(weight <= 0 for weight in weights):
-        raise InputError(f"given --weight {min(weights):g}, expected a number above 0")
+    if bad := next((weight for weight in weights if not 0 < weight < math.inf), None):
+        raise InputError(f"given --weight {bad:g}, expected a number above 0")
     if len(data) > 1 and docs and len(docs) != len(data):
         raise InputError(f"given {len(docs)} --docs for {len(data)} datasets, expected one for each")
     if out.is_file():

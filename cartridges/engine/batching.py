@@ -7,6 +7,7 @@ Shapes: M wanted tokens, B replies, V vocabulary, K top entries.
 
 from collections import deque
 from collections.abc import Sequence as Many
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -81,8 +82,8 @@ class Batching:
                     self._read_alone(reader)
                 readers = scheduler.admit()
         except Exception as error:  # of a cartridge that cannot be brought to the model's device
-            if scheduler.waiting:
-                self._end(scheduler.waiting[0], "error", error)
+            if scheduler.admitting in scheduler.waiting:
+                self._end(scheduler.admitting, "error", error)
         if scheduler.waiting and not scheduler.running:
             head, total = scheduler.waiting[0], scheduler.blocks.total
             self._end(
@@ -103,6 +104,7 @@ class Batching:
             if sequence in self.scheduler.running:
                 self.scheduler.leave(sequence)
 
+    @torch.inference_mode()
     def clear_aborted(self) -> None:
         """Take in what was handed in, and out what was aborted."""
         scheduler = self.scheduler
@@ -202,8 +204,9 @@ class Batching:
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None, has_new: bool = False) -> None:
         """Let a sequence leave, and tell who waits for it."""
         scheduler, task = self.scheduler, sequence.task
-        if sequence.live and not error and sequence in scheduler.running:
-            scheduler.keep(sequence, whole=False)
+        if sequence.live and sequence.lasting and not error and sequence in scheduler.running:
+            with suppress(Exception):  # as of memory: it is kept for others, who can do without
+                scheduler.keep(sequence, whole=False)
         scheduler.leave(sequence)
         if sequence.fills:  # those that wait for what it failed to read
             for waiting in list(scheduler.waiting):

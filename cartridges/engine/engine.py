@@ -64,6 +64,7 @@ class Engine:
         self.shelf = Shelf(self.model)
         self._turn = Turn()
         self._starting = threading.Lock()
+        self._closing = threading.Lock()  # lest something is handed in that nobody will work on
         self._submitted: dict[Handle, Read] = {}
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -100,12 +101,13 @@ class Engine:
         as far as there is room.
         """
         self._check(request, "the request")
-        if self._is_closing:
-            raise InputError("the engine is closing; hand requests in before, or start it anew")
-        self.start()
-        read = self._add(request, on_event, live=True)
-        handle: Handle = read.task.handle
-        self._submitted[handle] = read
+        with self._closing:
+            if self._is_closing:
+                raise InputError("the engine is closing; hand requests in before, or start it anew")
+            self.start()
+            read = self._add(request, on_event, live=True)
+            handle: Handle = read.task.handle
+            self._submitted[handle] = read
         self._wake.set()
         return handle
 
@@ -125,7 +127,8 @@ class Engine:
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Let requests finish for so long, end the others with "abort", and stop the thread."""
-        self._is_closing = True
+        with self._closing:
+            self._is_closing = True
         deadline = time.monotonic() + drain_seconds
         while self._open() and time.monotonic() < deadline:
             time.sleep(WAIT_S)

@@ -110,6 +110,7 @@ class Scheduler:
     waiting: deque[Sequence] = field(default_factory=deque)
     rows: dict[int, list[Sequence]] = field(default_factory=dict)
     num_preemptions: int = 0
+    admitting: Sequence | None = None  # the one that `admit` looked at last
     _number: int = 0
 
     def need(self, num_slots: int, prefix_len: int, num_own: int) -> int:
@@ -136,6 +137,7 @@ class Scheduler:
         readers: list[Sequence] = []
         in_progress = {sequence.fills for sequence in self.running if sequence.fills}
         for sequence in list(self.waiting):
+            self.admitting = sequence
             if len(self.running) >= self.max_rows:
                 break
             if not self._find(sequence, reuse=sequence.live):
@@ -212,10 +214,11 @@ class Scheduler:
 
     def _close(self, sequence: Sequence) -> None:
         size, table = sequence.size, self.rows[sequence.size]
-        last = table.pop()
+        last = table[-1]
         if last is not sequence:
             self.storage.copy((size, last.row), (size, sequence.row), last.num_read)
             table[sequence.row], last.row = last, sequence.row
+        table.pop()
         if not table:
             del self.rows[size]
         self.blocks.used -= size
@@ -245,11 +248,16 @@ class Scheduler:
         lengths = {key: num for key, num in lengths.items() if num > 0 and key not in self.blocks.found}
         if not lengths:
             return
-        kv = self.storage.take(sequence.size, sequence.row, length)
-        run = Run(length, sequence.path[-1] if sequence.path else None, kv, sequence.lasting)
+        run = Run(length, sequence.path[-1] if sequence.path else None, None, sequence.lasting)
         self.blocks.used -= sequence.size  # the row goes next
-        self.blocks.add(run, lengths)
+        has_room = self.blocks.add(run, lengths)
         self.blocks.used += sequence.size
+        if has_room:
+            try:
+                run.kv = self.storage.take(sequence.size, sequence.row, length)
+            except Exception:
+                self.blocks.drop(run)
+                raise
 
     def plan(self) -> list[Chunk]:
         """What the next step reads: first those that get a token, then prompts."""

@@ -68,7 +68,8 @@ class Shelf:
         if not names:
             raise InputError("given no name of a cartridge, expected one or more")
         with self._lock:
-            return self.composed([self._find(name) for name in names])
+            found = [self._find(name) for name in names]
+        return self.composed(found)
 
     def composed(self, cartridges: Sequence[Cartridge]) -> Cartridge:
         """What these compose; made once for the same ones."""
@@ -86,12 +87,17 @@ class Shelf:
         if not all(digests):
             return compose(cartridges, self.model)
         with self._lock:
-            if digests not in self._composed:
-                self._composed[digests] = compose(cartridges, self.model)
+            if digests in self._composed:
+                self._composed.move_to_end(digests)
+                return self._composed[digests]
+        made = compose(cartridges, self.model)  # others may look names up meanwhile
+        with self._lock:
+            known = {cartridge.digest for cartridge in self._cartridges.values()}
+            if known.issuperset(digests):  # none was removed meanwhile
+                self._composed[digests] = made
                 if len(self._composed) > MAX_COMPOSED:
                     self._composed.popitem(last=False)
-            self._composed.move_to_end(digests)
-            return self._composed[digests]
+        return made
 
     def _find(self, name: str) -> Cartridge:
         if name not in self._cartridges:

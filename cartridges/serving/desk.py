@@ -68,6 +68,15 @@ class Desk:
         """The result of a call that takes its time."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
+    async def cartridge_of(self, names: Sequence[str]) -> "Cartridge | None":
+        """The cartridge of these names. Several are composed in a thread that ends: one that lives on keeps its pool
+        of OpenMP threads, which slows the engine's.
+        """
+        if len(names) < 2:
+            return self.engine.shelf.get(names) if names else None
+        with ThreadPoolExecutor(1, "composing") as composing:
+            return await asyncio.get_running_loop().run_in_executor(composing, self.engine.shelf.get, names)
+
     def names_of(self, asked: Sampling) -> list[str]:
         """Which cartridges are meant by the model's name and the field `cartridges`."""
         names = [] if asked.model == self.base else asked.model.split("+")
@@ -108,10 +117,7 @@ class Desk:
         if num_choices > self.config.max_choices:
             raise ApiError(f"given n={num_choices}, expected at most {self.config.max_choices}", "n")
 
-        def make() -> "tuple[list[list[int]], Cartridge | None]":
-            return prompts(), self.engine.shelf.get(names) if names else None
-
-        ids, cartridge = await self.work(make)
+        ids, cartridge = await self.work(prompts), await self.cartridge_of(names)
         if len(ids) * num_choices > self.config.max_choices:
             raise ApiError(
                 f"given {len(ids)} prompts with n={num_choices}, expected at most {self.config.max_choices} replies",
@@ -141,7 +147,7 @@ class Desk:
         """How many tokens a reply may have. Raises ApiError where they do not fit the window."""
         num_slots, window = cartridge.num_slots if cartridge else 0, self.engine.model.window
         room = window - num_slots - len(prompt)
-        num_new = asked.new_tokens or max(1, min(self.config.default_max_tokens, room))
+        num_new = asked.new_tokens or max(1, min(asked.usual_tokens or self.config.default_max_tokens, room))
         if num_new > room:
             raise ApiError(
                 f"given {len(prompt)} prompt tokens behind {num_slots} slots, and {num_new} new tokens: "

@@ -151,9 +151,18 @@ class Form:
         return {
             "tokens": [self._text(token) for token in ids],
             "token_logprobs": [finite(logprob) for logprob in chosen],
-            "top_logprobs": [{self._text(token): logprob for token, logprob in row} for row in rows] if k else None,
+            "top_logprobs": self._with_chosen(ids, chosen, rows) if k else None,
             "text_offset": offsets,
         }
+
+    def _with_chosen(
+        self, ids: Sequence[int], chosen: Sequence[float], rows: Sequence[list[tuple[int, float]]]
+    ) -> list[dict[str, float]]:
+        """Of each token the likeliest ones and itself, as completions tell them."""
+        return [
+            {self._text(token): finite(logprob) for token, logprob in [*row, (own, logprob_of_own)]}
+            for own, logprob_of_own, row in zip(ids, chosen, rows, strict=True)
+        ]
 
     @staticmethod
     def _row(top: "TopK | None", place: int, k: int) -> list[tuple[int, float]]:

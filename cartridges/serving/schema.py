@@ -42,6 +42,7 @@ WITHOUT_EFFECT = {
     "parallel_tool_calls",
 }
 NAME_LEN = 512
+COMPLETION_TOKENS = 16  # as OpenAI and vLLM have it
 
 
 def _whole_characters(text: str) -> str:
@@ -162,6 +163,11 @@ class Sampling(Strict):
         return self.max_tokens
 
     @property
+    def usual_tokens(self) -> int | None:
+        """How many new tokens a request means that names no number; None for what the server's limits say."""
+        return None
+
+    @property
     def num_logprobs(self) -> int | None:
         """How many likeliest tokens are asked for beside the chosen one; None where no logprobs are."""
         raise NotImplementedError
@@ -210,6 +216,10 @@ class CompletionRequest(Sampling):
         """Each text or list of ids."""
         given: Any = self.prompt
         return given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+
+    @property
+    def usual_tokens(self) -> int | None:
+        return COMPLETION_TOKENS
 
     @property
     def num_logprobs(self) -> int | None:

@@ -18,6 +18,9 @@ class ServeConfig(Config):
 
     host: str = Field("127.0.0.1", description="the address to listen at; only this machine reaches the default")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    kv_tokens_total: int | None = Field(
+        None, gt=0, description="keys and values of so many tokens are held; 65,536 or twice the window if not given"
+    )
     max_replies: int = Field(256, gt=0, description="replies in work or waiting; what comes above gets 429")
     max_choices: int = Field(32, gt=0, description="replies to one request: prompts times n")
     max_composed: int = Field(16, gt=0, description="cartridges in one request")

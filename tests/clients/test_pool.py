@@ -94,6 +94,14 @@ def test_a_server_that_is_down_leaves_its_work_to_the_others(engine, expected):
     assert f"{down.url}: 0 replies" in client.pool.lines()[0] and "attempts in vain" in client.pool.lines()[0]
 
 
+def test_requests_of_a_key_leave_a_server_that_has_no_time(engine, expected):
+    with Replica(engine, [503] * 99) as busy, Replica(engine) as served:
+        client = client_of(engine, [busy.url, served.url])
+        check_same(replies(client, requests_of(engine)), expected)
+    full, free = client.pool.replicas
+    assert full.num_requests == 0 and 0 < full.num_retries < 9 and free.num_requests == 4
+
+
 def test_a_refused_request_is_not_asked_again(engine):
     with Replica(engine, [400] * 9) as served:
         client = client_of(engine, [served.url])

@@ -61,7 +61,7 @@ def test_it_makes_the_adapter_that_transmute_makes(call, place, data, tmp_path):
     assert made.digest == wanted.digest and made.manifest.name == "ward"
     lines = stdout.splitlines()
     assert lines[0] == f"model: {place.paths[0]}; preset: pocket; method: down"
-    assert lines[1].startswith("layer 1: ") and lines[1].endswith("% of what is wanted")
+    assert lines[1].startswith("layer 1: ") and lines[1].endswith("% of the change of the block's output")
     assert lines[2].startswith("8 conversations in ")
     assert (
         lines[3]
@@ -93,6 +93,7 @@ def test_wrong_input_is_one_line(refused, place, data, tmp_path):
     assert "nowhere, expected the folder of a dataset" in refused(tmp_path / "nowhere", *out)
     assert "given 2 --weight for 1 datasets, expected one for each" in refused(*given, "--weight", 1, "--weight", 2)
     assert "given --weight -1, expected a number above 0" in refused(*given, "--weight", -1)
+    assert "given --weight nan, expected a number above 0" in refused(*given, "--weight", "nan")
     assert "given 1 --docs for 2 datasets, expected one for each" in refused(data, *given)
     assert "holds other files; give a new or empty folder" in refused(data, "-o", tmp_path / "other")
     assert "expected a folder; it is a file" in refused(data, "-o", tmp_path / "other" / "file")
@@ -154,7 +155,15 @@ def test_it_becomes_a_lora(run, place, adapter, tmp_path):
     code, stdout, _ = run("lora", adapter, "-o", tmp_path / "lora")
     assert code == 0 and stdout.splitlines()[-1].startswith("rank 48, ")  # of 48 tokens
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
-    assert "norm is cut off" in run("lora", adapter, adapter, "-o", tmp_path / "lora", "--rank", 4)[1]
+    assert "norm is cut off" in run("lora", adapter, "-o", tmp_path / "lora", "--rank", 4)[1]
+    for wrong, part in (
+        (("--rank", 4, "--energy", 0.5), "given --rank 4 and --energy 0.5, expected one of them"),
+        (("--energy", 0), "expected a rank of at least 1, energy in (0, 1]"),
+    ):
+        code, _, stderr = run("lora", adapter, "-o", tmp_path / "lora", *wrong)
+        assert code == 2 and part in stderr and stderr.count("\n") == 1
+    code, _, stderr = run("lora", adapter, adapter, "-o", tmp_path / "lora")
+    assert code == 2 and "given the adapter ward twice" in stderr
     code, _, stderr = run("lora", tmp_path, "-o", tmp_path / "lora")
     assert code == 2 and "no adapter in" in stderr and stderr.count("\n") == 1
 
@@ -190,6 +199,10 @@ def test_vllm_is_given_a_lora(run, place, adapter, tmp_path, monkeypatch):
     code, _, _ = run("serve", "--adapter", adapter, "--engine", "vllm", "--", "--max-model-len")
     assert code == 0
     assert given == [(str(place.paths[0]), [], "ward", True, ["--max-lora-rank", "64", "--max-model-len"])]
+    monkeypatch.setattr(launch, "LORA_RANKS", (8, 16))
+    code, _, stderr = run("serve", "--adapter", adapter, "--engine", "vllm")
+    assert code == 0 and given[-1][-1][1:] == ["--max-lora-rank", "16"]
+    assert "note: vLLM takes LoRAs up to rank 16; this cuts off up to" in stderr
     whole = ThoughtAdapter.load(adapter)
     patch = whole.patches[0]
     biased = type(patch)(0, patch.module, patch.num_outputs, patch.num_inputs, bias=patch.delta[:, 0])

@@ -1,5 +1,6 @@
 """Requests handed in one by one: events, ends of every kind, and nothing left behind."""
 
+import contextlib
 import random
 import threading
 
@@ -244,3 +245,67 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine, qwen, mo
         with pytest.raises(CartridgesError, match="MemoryError: no memory"):
             engine.submit(request).result(60)
     assert engine.submit(request).result(60).token_ids == expected.token_ids
+
+
+def test_a_call_that_is_given_up_leaves_the_engine_whole(qwen):
+    """Rows of one size whose requests leave one by one, outside of any step."""
+    engine = Engine(qwen)
+    requests = [Request(ids_of(qwen, seed, 6), 2 if seed == 1 else 40, stop_ids=NEVER) for seed in range(5)]
+
+    def give_up(num):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(requests, give_up)
+    engine.check()
+    assert engine.stats().num_running == 0
+    assert [result.token_ids for result in engine.generate(requests)] == [judge_generate(qwen, one) for one in requests]
+
+
+def test_what_cannot_be_kept_for_later_is_no_failure(qwen, monkeypatch):
+    engine, request = Engine(qwen), Request(ids_of(qwen, 3, 40), 5, stop_ids=NEVER)
+    (expected,) = engine.generate([request])
+
+    def take(*args):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(engine.runner.store, "take", take)
+    for _ in range(2):
+        result = engine.submit(request).result(60)
+        assert (result.token_ids, result.num_cached_tokens) == (expected.token_ids, 0)
+    engine.check()
+
+
+def test_a_cartridge_that_cannot_be_loaded_ends_its_own_request(qwen, monkeypatch):
+    """One that is behind another in the line, which waits for a beginning that is being read."""
+    engine, bad = in_small_steps(Engine(qwen), 8), make_cartridge(qwen, 7)
+    loading = engine.batching.scheduler.load
+
+    def load(cartridge):
+        if cartridge is bad:
+            raise MemoryError("no memory")
+        return loading(cartridge)
+
+    monkeypatch.setattr(engine.batching.scheduler, "load", load)
+    shared = ids_of(qwen, 9, 40)
+    asked = [Request((*shared, seed), 4, shared_len=len(shared), stop_ids=NEVER) for seed in (5, 6)]
+    with engine._turn:  # all are there before the first step
+        good = [engine.submit(request) for request in asked]
+        failing = engine.submit(Request(ids_of(qwen, 2, 6), 4, cartridge=bad, stop_ids=NEVER))
+    with pytest.raises(CartridgesError, match="MemoryError: no memory"):
+        failing.result(60)
+    assert [handle.result(60).token_ids for handle in good] == [judge_generate(qwen, request) for request in asked]
+
+
+def test_nothing_is_handed_in_once_it_closes(qwen):
+    """Whatever is taken while another thread closes the engine ends; the rest is refused."""
+    for _ in range(20):
+        engine, taken = Engine(qwen), []
+        closing = threading.Thread(target=engine.close)
+        taken.append(engine.submit(Request(ids_of(qwen, 1, 6), 3, stop_ids=NEVER)))
+        closing.start()
+        with contextlib.suppress(InputError):
+            while closing.is_alive():
+                taken.append(engine.submit(Request(ids_of(qwen, 1, 6), 3, stop_ids=NEVER)))
+        closing.join(60)
+        assert all(handle.result(10).finish_reason in ("abort", "length") for handle in taken)

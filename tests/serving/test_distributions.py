@@ -78,3 +78,12 @@ def test_a_chat_with_top_logprobs_in_the_fingerprint(server, served_model, cartr
     np.testing.assert_allclose(logprobs, expected.logprobs.logprobs, atol=1e-4)
     chosen = array(told["packed_chosen_logprobs"][0], np.float32, num_new)
     np.testing.assert_allclose(chosen, expected.chosen_logprobs, atol=1e-4)
+
+
+def test_a_completion_tells_the_logprob_of_what_was_drawn_too(server):
+    body = {"model": "ward", "prompt": "The ward", "temperature": 2.0, "seed": 3, "logprobs": 1}
+    told = server.client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    assert len(told["tokens"]) == 16  # where no number is named
+    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert top[token] == pytest.approx(logprob, abs=1e-4) and len(top) <= 2
+    assert max(len(top) for top in told["top_logprobs"]) == 2
