@@ -16,7 +16,7 @@ HEAD = """\
 # The field's claims, measured on a laptop
 
 What is claimed of cartridges, each claim with its published number beside ours. All of it is made by one command, on
-the bundled model and documents of the test split that it has never seen:
+the bundled model and documents that it has never seen, of the test split (those of the recipe: of the validation split):
 
 ```sh
 cartridges claims                  # all, preset quick
@@ -41,9 +41,9 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 
 ## Where a line fails
 
-- **Cartridges behind the full context.** What is missing is study: the row with twice the conversations and steps is
-  nearer. Lost are the facts that conversations asked about once or twice, and questions in forms that they seldom had,
-  as by a last name (see the log). What is in the way at 50x and more is the number of slots too.
+- **Cartridges behind the full context.** What is missing is study: conversations more than steps, as those that are
+  there are learned by heart (see the log). Lost are facts that were asked about seldom, and questions in forms that were
+  seldom had, as choices or by a last name. At 50x and more the number of slots is in the way too.
 - **LoRA beside a cartridge.** At equal bytes and steps low-rank changes of all layers learn look-ups of one corpus
   as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
   not composed.
@@ -58,8 +58,8 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
   what that costs.
 - **Saying that the text does not tell.** No target, but a loss: the preset leaves such answers out of the study
   (`synthesize.filters.untold`), which helps look-ups, and its cartridges seldom say so. The log has both ways.
-- **Many windows.** The number of conversations is the same for any length, so that each document of a long corpus is
-  studied less. Retrieval has no such cost and is the better choice there for look-ups.
+- **Many windows.** Conversations and steps grow threefold at most, also for eight windows, so that each document of a
+  long corpus is studied less. Retrieval has no such cost and is the better choice there for look-ups.
 
 """
 

@@ -25,7 +25,7 @@ def lab(tmp_path_factory):
         ("cost", {"full context", "cartridge, 20x"}),
         ("data", {"preset (temperature 1.0, top_p 0.95)", "duplicates kept"}),
         ("initializers", {"attention matching alone", "trained from eviction by attention, published rate"}),
-        ("long_corpus", {"cartridge, 20x fewer bytes", "truncated to the window"}),
+        ("long_corpus", {"cartridge, 20x fewer than the whole text", "truncated to the window"}),
     ],
 )
 def test_a_claim_is_measured(lab, tmp_path, name, labels):

@@ -35,7 +35,7 @@ def long_corpus(lab: Lab) -> Finding:
             finding.notes.append(f"{num} windows: {error}")
             continue
         made = lab.train(data, task.corpus, num_slots, max_steps=times * lab.config.steps)
-        label = "cartridge, 20x fewer bytes"
+        label = "cartridge, 20x fewer than the whole text"
         record = lab.measure(task, lab.answers(made, data), f"cartridge-{num_slots}-w{window}", label, held)
         rows = {"the right document": oracle, label: record, **rows}
         for name, measured in rows.items():
