@@ -21,6 +21,7 @@ class Shelf:
         self.model = model
         self._cartridges: dict[str, Cartridge] = {}
         self._composed: OrderedDict[tuple[str, ...], Cartridge] = OrderedDict()
+        self._num_removed = 0
         self._lock = threading.RLock()
 
     def add(self, name: str, source: Cartridge | str | Path) -> None:
@@ -48,6 +49,7 @@ class Shelf:
         with self._lock:
             removed = self._find(name)
             del self._cartridges[name]
+            self._num_removed += 1
             if removed.digest:
                 self._composed = OrderedDict(
                     (digests, whole) for digests, whole in self._composed.items() if removed.digest not in digests
@@ -90,10 +92,12 @@ class Shelf:
             if digests in self._composed:
                 self._composed.move_to_end(digests)
                 return self._composed[digests]
+            num_removed = self._num_removed
         made = compose(cartridges, self.model)  # others may look names up meanwhile
         with self._lock:
-            known = {cartridge.digest for cartridge in self._cartridges.values()}
-            if known.issuperset(digests):  # none was removed meanwhile
+            if digests in self._composed:
+                return self._composed[digests]
+            if self._num_removed == num_removed:  # else it might be of one that is gone
                 self._composed[digests] = made
                 if len(self._composed) > MAX_COMPOSED:
                     self._composed.popitem(last=False)
