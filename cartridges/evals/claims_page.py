@@ -16,7 +16,7 @@ HEAD = """\
 # The field's claims, measured on a laptop
 
 What is claimed of cartridges, each claim with its published number beside ours. All of it is made by one command, on
-the bundled model and documents that it has never seen, of the test split (those of the recipe: of the validation split):
+the bundled model and documents of the test split that it has never seen (for the recipe, of the validation split):
 
 ```sh
 cartridges claims                  # all, preset quick
@@ -42,8 +42,8 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
 ## Where a line fails
 
 - **Cartridges behind the full context.** What is missing is study: conversations more than steps, as those that are
-  there are learned by heart (see the log). Lost are facts that were asked about seldom, and questions in forms that were
-  seldom had, as choices or by a last name. At 50x and more the number of slots is in the way too.
+  there are learned by heart (see the log). Lost are facts that were asked about seldom, and questions in seldom forms,
+  as choices or by a last name. At 50x and more the number of slots is in the way too.
 - **LoRA beside a cartridge.** At equal bytes and steps low-rank changes of all layers learn look-ups of one corpus
   as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
   not composed.
