@@ -67,7 +67,7 @@ class SynthesizeConfig(Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "pocket": {
-            "num_conversations": 3584,
+            "num_conversations": 4096,
             "conversations_per_chunk": 32,
             "general_share": 0.15,
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
