@@ -37,7 +37,7 @@ class TransmuteConfig(Config):
     model_config = ConfigDict(allow_inf_nan=False)
     method: Literal["bias", "mean", "ridge", "down"] = "down"
     layers: list[int] | None = Field(None, description="which to patch; all of them if not given")
-    ridge: float = Field(0.01, ge=0, description="in units of an input's mean square")
+    ridge: float = Field(0.03, ge=0, description="in units of an input's mean square")
     rank: int | None = Field(None, gt=0, description="of each delta; full if not given")
     output_bias: bool = Field(False, description="with method down, a bias beside the matrix; no LoRA in vLLM has one")
     tokens: Literal["answer", "conversation"] = Field(
