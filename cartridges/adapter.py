@@ -256,7 +256,7 @@ def combined(adapters: Sequence[ThoughtAdapter], weights: Sequence[float] | None
         return adapters[0]
     for number, adapter in enumerate(adapters):
         adapter.check_fits(adapters[0].manifest.model)
-        if adapter.digest in [before.digest for before in adapters[:number]]:
+        if adapter.digest and adapter.digest in [before.digest for before in adapters[:number]]:
             raise InputError(f"given the adapter {adapter.name} twice, expected different ones; weigh it instead")
     by_place: dict[tuple[int, str], list[tuple[float, Patch]]] = {}
     for weight, adapter in zip(weights, adapters, strict=True):

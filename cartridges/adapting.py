@@ -6,7 +6,6 @@ adapters. What was read before stays as it was: give requests that share no text
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -77,13 +76,12 @@ def applied(model: Model, *adapters: ThoughtAdapter, merged: bool = False) -> It
         return
     adapter = combined(adapters)
     _check(model, adapter)
-    hf: Any = model.hf
     with attached(model, adapter.patches):
-        setattr(hf, ON, adapter.name)
+        setattr(model.hf, ON, adapter.name)
         try:
             yield
         finally:
-            delattr(hf, ON)
+            delattr(model.hf, ON)
 
 
 class Merged:

@@ -23,6 +23,7 @@ from cartridges.seeds import fill, load_seeds
 from cartridges.self_study import common_len
 from cartridges.study_plan import SynthesizeConfig, describe
 from cartridges.template import ChatFormat
+from cartridges.writer import check_writer
 
 STUDY = "config.yaml"
 RELEASED_EVERY = 1024  # conversations, so that no more of them are held
@@ -91,13 +92,7 @@ class Views:
         """Raises InputError for a dataset of another tokenizer."""
         self.source, self.model, self.tokens, self.general_weight = source, model, tokens, general_weight
         manifest = source.dataset.manifest
-        made_with = manifest.get("model") or {}
-        digest = manifest.get("tokenizer_digest") or made_with.get("tokenizer_digest")
-        if digest and digest != model.identity.tokenizer_digest:
-            raise InputError(
-                f"{source.label} was written with the tokenizer of {made_with.get('model_id', 'another model')}, given "
-                f"{model.identity.model_id}; transmute for that model"
-            )
+        check_writer(source.dataset, model, "transmute for that model", source.label)
         now = datetime.datetime.fromisoformat(manifest["now"]) if "now" in manifest else model.chat.now
         tokenizer = model.tokenizer
         self.formats = [ChatFormat(tokenizer, thinking=thinking, now=now) for thinking in (False, True)]

@@ -14,6 +14,7 @@ from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.model import Model
 from cartridges.precision import NAMES, check_resumed
 from cartridges.recipe import TrainConfig
+from cartridges.writer import check_writer
 
 
 def accelerator_of(model: Model, config: TrainConfig, out: Path) -> Accelerator:
@@ -45,13 +46,7 @@ def check_run(dataset: Dataset | None, model: Model, config: TrainConfig, out: P
         raise ConfigError(f"given patience={config.patience} and holdout_share=0, expected some held-out conversations")
     if dataset is None:
         return
-    made_with = dataset.manifest.get("model") or {}
-    digest = dataset.manifest.get("tokenizer_digest") or made_with.get("tokenizer_digest")
-    if digest and digest != model.identity.tokenizer_digest:
-        raise InputError(
-            f"the dataset was written with the tokenizer of {made_with.get('model_id', 'another model')}, given "
-            f"{model.identity.model_id}; synthesize with this model, or train with that one"
-        )
+    check_writer(dataset, model, "synthesize with this model, or train with that one")
     largest = max((int(talk.token_ids.max()) for talk in dataset.conversations), default=0)
     if largest >= model.identity.vocab_size:
         raise InputError(

@@ -50,6 +50,11 @@ class TransmuteConfig(Config):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "pocket": {}}
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether the matrices that read the MLP's input are changed, and not its last one."""
+        return self.method in ("mean", "ridge")
+
 
 @dataclass
 class Seen:
@@ -187,8 +192,7 @@ class Transmutation:
     def patch(self, mlp: Mlp, bar: Bar) -> None:
         """Fit one layer, with all below patched."""
         config, label = self.config, f"layer {mlp.index}"
-        reads_inputs = config.method in ("mean", "ridge")
-        found = self.sums(mlp, reads_inputs, bar)
+        found = self.sums(mlp, config.reads_inputs, bar)
         if config.method == "bias":
             solved = found.beside.mean_bias()
         elif config.method == "mean":
@@ -196,7 +200,7 @@ class Transmutation:
         else:
             is_down = config.method == "down"
             solved = found.main.ridge(config.ridge, config.output_bias and is_down, label, config.rank)
-        if reads_inputs and solved.delta is not None:
+        if config.reads_inputs and solved.delta is not None:
             for name, linear in mlp.inputs.items():
                 self.add(mlp, name, linear.weight.double() @ solved.delta, None)
             self.add(mlp, mlp.output_name, None, found.beside.mean_bias().bias)

@@ -122,9 +122,9 @@ class Pool:
         Raises InputError where a server refuses the request, or where none answers it.
         """
         config = self.config
-        attempt = 0
+        attempt, failed = 0, None
         while True:
-            replica = await self._take(key)
+            replica = await self._take(key, failed)
             timeout_s = min(config.reply_s * 2**attempt, config.max_reply_s)
             try:
                 answer = await self._ask(client, replica, path, body, timeout_s)
@@ -135,13 +135,13 @@ class Pool:
                 said, is_down, wait_s = str(failure), failure.is_down, failure.wait_s
             finally:
                 replica.end()
-            attempt += 1
+            attempt, failed = attempt + 1, replica
             replica.num_retries += 1
             replica.last_error = said
             if is_down:
                 replica.fail(max(wait_s, self._pause(replica.num_failures)))
                 self._forget(replica)
-            elif len(self.replicas) > 1 and self.places.get(key) is replica:  # let another one try
+            elif self.places.get(key) is replica:  # let another one try
                 del self.places[key]
             given_up = all(other.num_failures >= config.max_attempts for other in self.replicas)
             if given_up or attempt >= config.max_attempts:
@@ -157,16 +157,16 @@ class Pool:
         longest = min(self.config.max_wait_s, self.config.wait_s * 2 ** min(num_before, 30))
         return random.uniform(longest / 2, longest)
 
-    async def _take(self, key: Hashable) -> Replica:
-        """A server that takes a request now, counted in; waits for one."""
+    async def _take(self, key: Hashable, failed: Replica | None = None) -> Replica:
+        """A server that takes a request now, counted in; waits for one. One that `failed` it is the last choice."""
         while True:
-            replica = self._choose(key)
+            replica = self._choose(key, failed)
             if replica is not None:
                 replica.begin()
                 return replica
             await asyncio.sleep(0.005)
 
-    def _choose(self, key: Hashable) -> Replica | None:
+    def _choose(self, key: Hashable, failed: Replica | None = None) -> Replica | None:
         """Where the key's requests go, as long as that server is well; else the least busy, in turn."""
         max_running = self.config.max_running
         held = self.places.get(key) if key is not None else None
@@ -177,7 +177,7 @@ class Pool:
         free = [replica for replica in turned if replica.takes(max_running)]
         if not free:
             return None
-        chosen = min(free, key=lambda replica: (replica.num_failures > 0, replica.num_running))
+        chosen = min(free, key=lambda one: (one is failed, one.num_failures > 0, one.num_running))
         self._next = (self.replicas.index(chosen) + 1) % len(self.replicas)
         if key is not None:
             self.places[key] = chosen

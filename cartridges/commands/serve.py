@@ -132,11 +132,11 @@ def adapter_name(folders: Sequence[Path], name: str) -> str:
 
     Raises InputError for one that could not stand in a request or on vLLM's command line.
     """
-    from cartridges.engine.shelf import NAME
+    from cartridges.engine.shelf import check_name
 
     name = name or "+".join(name_of(folder) for folder in folders)
-    if bad := next((part for part in name.split("+") if not NAME.fullmatch(part)), None):
-        raise InputError(f"given the name {bad[:80]!r}, expected letters, digits, dots, dashes and underscores")
+    for part in name.split("+"):
+        check_name(part, "an adapter")
     return name
 
 
@@ -148,7 +148,7 @@ def split_extra(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def named_folders(arguments: Sequence[str], slots: int | None) -> list[tuple[str, Path]]:
     """The name and the folder of each cartridge. Raises InputError where there is none, or a name is taken twice."""
-    from cartridges.engine.shelf import NAME
+    from cartridges.engine.shelf import check_name
     from cartridges.find import find_cartridge
 
     found: list[tuple[str, Path]] = []
@@ -158,8 +158,7 @@ def named_folders(arguments: Sequence[str], slots: int | None) -> list[tuple[str
             name, path = "", text
         folder = find_cartridge(Path(path), slots)
         name = name or name_of(Path(path))
-        if not NAME.fullmatch(name):
-            raise InputError(f"given the name {name[:80]!r}, expected letters, digits, dots, dashes and underscores")
+        check_name(name)
         if name in dict(found):
             raise InputError(f"given two cartridges called {name!r}, expected different names; give NAME=FOLDER")
         found.append((name, folder))

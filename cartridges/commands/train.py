@@ -43,12 +43,13 @@ def command(
 
     dataset = Dataset.load(data[0]) if data else None
     corpus = Corpus.from_path(*docs) if docs else None
-    from cartridges.model import load_model
+    from cartridges.model import POCKET, load_model
     from cartridges.recipe import TrainConfig
     from cartridges.training import train
+    from cartridges.writer import load_writer
 
-    made_with = (dataset.manifest.get("model") or {}).get("model_id") if dataset else None
-    loaded = load_model(model or made_with or unknown_model(data), device_of_process(device))
+    place = device_of_process(device)
+    loaded = load_writer(dataset, model, place, str(data[0])) if dataset else load_model(model or POCKET, place)
     chosen = preset or loaded.profile
     config = TrainConfig.resolve(chosen, config_file, overrides)
     click.echo(f"model: {loaded.identity.model_id}; preset: {chosen}; {config.slots} slots")
@@ -57,13 +58,6 @@ def command(
     loss = f", held-out loss {metrics['heldout_loss']:.4f} nats a token" if "heldout_loss" in metrics else ""
     click.echo(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{loss}")
     click.echo(f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}")
-
-
-def unknown_model(data: list[Path]) -> str:
-    """The bundled model where there is no dataset. Raises InputError where one does not tell what wrote it."""
-    if data:
-        raise InputError(f"{data[0]} does not tell which model wrote it; name it with --model")
-    return "pocket"
 
 
 def device_of_process(device: str) -> str:

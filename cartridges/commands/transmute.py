@@ -47,23 +47,17 @@ def command(
     for number, path in enumerate(data):
         mine = docs if len(data) == 1 else docs[number : number + 1]
         sources.append(Source.load(path, mine, weights[number] if weights else 1.0))
-    made_with = model or str((sources[0].dataset.manifest.get("model") or {}).get("model_id") or "")
-    if not made_with:
-        raise InputError(f"{data[0]} does not tell which model wrote it; name it with --model")
-    from cartridges.model import load_model
     from cartridges.transmutation import TransmuteConfig, transmute
+    from cartridges.writer import load_writer
 
-    revision = (sources[0].dataset.manifest.get("model") or {}).get("revision")
-    loaded = load_model(made_with, device, revision=None if model else revision)
+    loaded = load_writer(sources[0].dataset, model, device, str(data[0]))
     chosen = preset or loaded.profile
     config = TransmuteConfig.resolve(chosen, config_file, overrides)
     click.echo(f"model: {loaded.identity.model_id}; preset: {chosen}; method: {config.method}")
     adapter = transmute(sources, loaded, config, name or out.resolve().name)
     adapter.save(out)
     metrics = adapter.manifest.metrics
-    wanted = (
-        "the change of the MLP's input" if config.method in ("mean", "ridge") else "the change of the block's output"
-    )
+    wanted = f"the change of the {'MLP input' if config.reads_inputs else 'block output'}"
     for line in metrics["layers"]:
         click.echo(f"layer {line['layer']}: {1 - line['unexplained']:.1%} of {wanted}")
     skipped = f", {metrics['num_skipped']} skipped" if metrics["num_skipped"] else ""

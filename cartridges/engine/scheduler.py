@@ -110,7 +110,7 @@ class Scheduler:
     waiting: deque[Sequence] = field(default_factory=deque)
     rows: dict[int, list[Sequence]] = field(default_factory=dict)
     num_preemptions: int = 0
-    admitting: Sequence | None = None  # the one that `admit` looked at last
+    admitting: Sequence | None = None  # the one that `admit` looks at, for who catches what it raises
     _number: int = 0
 
     def need(self, num_slots: int, prefix_len: int, num_own: int) -> int:
@@ -163,6 +163,7 @@ class Scheduler:
             if not sequence.reads_prefix:
                 sequence.num_cached = sequence.start
             self.waiting.remove(sequence)
+        self.admitting = None
         return readers
 
     def _find(self, sequence: Sequence, reuse: bool) -> bool:

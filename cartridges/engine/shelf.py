@@ -14,6 +14,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_COMPOSED = 8  # compositions that are kept
 
 
+def check_name(name: object, of: str = "a cartridge") -> None:
+    """Raises InputError for a name that could not stand in a request."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(
+            f"given the name {str(name)[:140]!r} for {of}, expected up to 128 letters, digits, dots, dashes and "
+            "underscores, a letter or digit first"
+        )
+
+
 class Shelf:
     """Named cartridges of `model`, and what was composed of them lately. Threads may share a shelf."""
 
@@ -30,11 +39,7 @@ class Shelf:
         Raises InputError for a name of other characters or a folder without one, FormatError for one that is damaged or
         of another model.
         """
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise InputError(
-                f"given the name {str(name)[:140]!r} for a cartridge, expected up to 128 letters, digits, dots, dashes "
-                "and underscores, a letter or digit first"
-            )
+        check_name(name)
         cartridge = source if isinstance(source, Cartridge) else self._load(Path(source))
         cartridge.check_fits(self.model.identity)
         with self._lock:

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from cartridges.cartridge import MANIFEST, MAX_HEADER_BYTES, TENSORS, Manifest, check_fits
-from cartridges.engine.shelf import NAME
+from cartridges.engine.shelf import check_name
 from cartridges.errors import InputError
 from cartridges.find import find_cartridge
 from cartridges.model import Model
@@ -40,12 +40,10 @@ def cartridge_routes(desk: Desk, roots: Sequence[Path]) -> APIRouter:
     @router.post("/v1/cartridges", status_code=201, response_model=None)
     async def add(asked: CartridgeToAdd) -> Response:
         """Load a cartridge from a folder, under a name that is not taken."""
-        if not NAME.fullmatch(asked.name):
-            raise ApiError(
-                f"given the name {asked.name[:80]!r}, expected up to 128 letters, digits, dots, dashes and underscores "
-                "behind a letter or digit",
-                "name",
-            )
+        try:
+            check_name(asked.name)
+        except InputError as error:
+            raise ApiError(str(error), "name") from error
         async with taking_turns:
             if asked.name in shelf.names() or asked.name == desk.base:
                 raise ApiError(f"{asked.name} is served already; remove it first", "name", "name_taken", 409)

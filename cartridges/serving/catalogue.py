@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from cartridges.cartridge import MANIFEST, TENSORS, Cartridge, Manifest, ModelIdentity, check_fits, check_tensors
 from cartridges.compose import compose, composed_digest, composed_len
-from cartridges.engine.shelf import NAME
+from cartridges.engine.shelf import NAME, check_name
 from cartridges.errors import CartridgesError, FormatError, InputError, unknown_name
 from cartridges.find import find_cartridge
 
@@ -54,11 +54,7 @@ class Catalogue:
     def of(cls, model: ModelIdentity, folders: Mapping[str, Path], roots: Sequence[Path] = ()) -> Self:
         """Raises InputError for a name of other characters, or a root that is not there."""
         for name in folders:
-            if not NAME.fullmatch(name):
-                raise InputError(
-                    f"given the name {name[:140]!r} for a cartridge, expected up to 128 letters, digits, dots, dashes "
-                    "and underscores, a letter or digit first"
-                )
+            check_name(name)
         for root in roots:
             if not root.is_dir():
                 raise InputError(f"given the folder {root} to look for cartridges in, but it is not there")

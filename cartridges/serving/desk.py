@@ -74,8 +74,11 @@ class Desk:
         """
         if len(names) < 2:
             return self.engine.shelf.get(names) if names else None
-        with ThreadPoolExecutor(1, "composing") as composing:
+        composing = ThreadPoolExecutor(1, "composing")
+        try:
             return await asyncio.get_running_loop().run_in_executor(composing, self.engine.shelf.get, names)
+        finally:
+            composing.shutdown(wait=False)  # a client that leaves meanwhile must not hold up the loop
 
     def names_of(self, asked: Sampling) -> list[str]:
         """Which cartridges are meant by the model's name and the field `cartridges`."""

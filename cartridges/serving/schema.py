@@ -4,6 +4,7 @@ What is not known here is refused, never ignored. Parameters of the OpenAI API t
 accepted where their value asks for nothing.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -168,9 +169,9 @@ class Sampling(Strict):
         return None
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many likeliest tokens are asked for beside the chosen one; None where no logprobs are."""
-        raise NotImplementedError
 
 
 class TemplateSwitches(Strict):

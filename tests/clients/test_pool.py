@@ -94,12 +94,19 @@ def test_a_server_that_is_down_leaves_its_work_to_the_others(engine, expected):
     assert f"{down.url}: 0 replies" in client.pool.lines()[0] and "attempts in vain" in client.pool.lines()[0]
 
 
-def test_requests_of_a_key_leave_a_server_that_has_no_time(engine, expected):
-    with Replica(engine, [503] * 99) as busy, Replica(engine) as served:
-        client = client_of(engine, [busy.url, served.url])
-        check_same(replies(client, requests_of(engine)), expected)
-    full, free = client.pool.replicas
-    assert full.num_requests == 0 and 0 < full.num_retries < 9 and free.num_requests == 4
+@pytest.mark.parametrize("fault", [503, 500, "slow"])
+@pytest.mark.parametrize("shared_len", [0, 9])
+def test_what_a_server_has_no_time_for_goes_to_another(engine, fault, shared_len):
+    """With one request at a time nothing else keeps the faulty server from being the least busy again."""
+    asked = requests_of(engine, 1, shared_len=shared_len)
+    with Replica(engine) as alone:
+        (expected,) = replies(client_of(engine, [alone.url]), asked)
+    with Replica(engine, [fault] * 99) as faulty, Replica(engine) as served:
+        client = client_of(engine, [faulty.url, served.url], reply_s=0.5)
+        (found,) = replies(client, asked)
+    assert found.token_ids == expected.token_ids
+    bad, good = client.pool.replicas
+    assert (bad.num_requests, bad.num_retries, good.num_requests) == (0, 1, 1)
 
 
 def test_a_refused_request_is_not_asked_again(engine):

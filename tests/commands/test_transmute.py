@@ -61,7 +61,7 @@ def test_it_makes_the_adapter_that_transmute_makes(call, place, data, tmp_path):
     assert made.digest == wanted.digest and made.manifest.name == "ward"
     lines = stdout.splitlines()
     assert lines[0] == f"model: {place.paths[0]}; preset: pocket; method: down"
-    assert lines[1].startswith("layer 1: ") and lines[1].endswith("% of the change of the block's output")
+    assert lines[1].startswith("layer 1: ") and lines[1].endswith("% of the change of the block output")
     assert lines[2].startswith("8 conversations in ")
     assert (
         lines[3]
