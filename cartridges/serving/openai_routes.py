@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from cartridges.compose import composed_len
 from cartridges.serving.desk import Desk
 from cartridges.serving.errors import ApiError, ErrorReply, Json
 from cartridges.serving.replies import Asked, Form, usage_of
@@ -79,22 +80,18 @@ def openai_routes(desk: Desk) -> APIRouter:
     started = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
-        about = {"id": name, "object": "model", "created": started, "owned_by": "cartridges"}
-        model = desk.engine.model
+        about = {"id": name, "object": "model", "created": started, "owned_by": "cartridges", "root": desk.base}
+        window = desk.engine.model.window
         if name == desk.base:
-            return {**about, "root": desk.base, "parent": None, "max_model_len": model.window}
+            return {**about, "parent": None, "max_model_len": window}
+        manifests = [desk.engine.shelf.manifest(part) for part in name.split("+")]
+        num_slots = composed_len(manifests)
+        about |= {"parent": desk.base, "max_model_len": max(0, window - num_slots), "num_slots": num_slots}
+        if len(manifests) > 1:
+            return about
         cartridge = desk.engine.shelf.get([name])
-        manifest = cartridge.manifest
-        return {
-            **about,
-            "created": _time_of(manifest.created, started),
-            "root": desk.base,
-            "parent": desk.base,
-            "max_model_len": model.window - cartridge.num_slots,
-            "num_slots": cartridge.num_slots,
-            "num_bytes": cartridge.num_bytes,
-            "digest": manifest.digest,
-        }
+        created = _time_of(cartridge.manifest.created, started)
+        return {**about, "created": created, "num_bytes": cartridge.num_bytes, "digest": cartridge.digest}
 
     @router.get("/v1/models")
     async def models() -> Json:
@@ -104,8 +101,8 @@ def openai_routes(desk: Desk) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
-        """One of them."""
-        if name != desk.base and name not in desk.engine.shelf.names():
+        """One of them, or several cartridges that can be asked together, as a+b."""
+        if name != desk.base and not set(name.split("+")) <= set(desk.engine.shelf.names()):
             raise ApiError(
                 f"there is no model {name[:80]!r}; GET /v1/models lists them", "model", "model_not_found", 404
             )

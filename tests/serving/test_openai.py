@@ -18,6 +18,10 @@ def test_the_models_are_the_base_and_each_cartridge(server, cartridges):
     assert (models["ward"]["parent"], models["tiny-qwen3"]["parent"]) == ("tiny-qwen3", None)
     assert models["ward"]["max_model_len"] == 1014 and models["tiny-qwen3"]["max_model_len"] == 1024
     assert server.client.get("/v1/models/ward").json() == models["ward"]
+    both = server.client.get("/v1/models/ward+firm").json()
+    num_slots = server.engine.shelf.get(["ward", "firm"]).num_slots
+    assert (both["id"], both["num_slots"], both["max_model_len"]) == ("ward+firm", num_slots, 1024 - num_slots)
+    assert "there is no model 'ward+nobody'" in error_of(server.client.get("/v1/models/ward+nobody"), 404)["message"]
     assert "there is no model 'nobody'" in error_of(server.client.get("/v1/models/nobody"), 404)["message"]
 
 
