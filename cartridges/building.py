@@ -26,7 +26,7 @@ from cartridges.evaluation import EvaluateConfig, evaluate
 from cartridges.find import SOURCE
 from cartridges.model import Model
 from cartridges.pocket.items import item_of
-from cartridges.pocket.knowledge import ask_general, general_facts
+from cartridges.pocket.knowledge import ask_general, unasked
 from cartridges.questions import Item
 from cartridges.recipe import TrainConfig
 from cartridges.report import Ledger, write_report
@@ -183,7 +183,7 @@ def claim_source(out: Path, corpus: Corpus, source: Mapping[str, Sequence[str]])
     if path.exists():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["corpus_digest"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} cannot be read; give another folder, or delete this one") from error
         if known != corpus.digest:
             raise ConfigError(f"{out} was built from other documents, or they have changed; give another --out")
@@ -192,7 +192,12 @@ def claim_source(out: Path, corpus: Corpus, source: Mapping[str, Sequence[str]])
         raise InputError(f"{out} holds other files ({other[0]}); give a new or empty folder as --out")
     out.mkdir(parents=True, exist_ok=True)
     about = {"corpus_digest": corpus.digest, **source, "summary": corpus.summary()}
-    write_whole(path, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(path, _as_json(about, indent=1))
+
+
+def _as_json(content: Mapping[str, object], indent: int | None = None) -> bytes:
+    """JSON with a line feed; half surrogates, as in names of files that are no UTF-8, in JSON's own escapes."""
+    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def heldout_items(dataset: Dataset, config: TrainConfig | None = None) -> list[Item]:
@@ -207,13 +212,15 @@ def heldout_items(dataset: Dataset, config: TrainConfig | None = None) -> list[I
 
 
 def general_items(model: Model, dataset: Dataset, limit: int) -> list[Item]:
-    """Questions off the corpus that no conversation asked; with known answers for the bundled model."""
+    """Questions off the corpus that no conversation asked; with known answers for the bundled model.
+
+    Of the bundled model's facts those are left out that a conversation asked for in other words, too.
+    """
     asked = {talk.messages[0]["content"] for talk in dataset.conversations if not talk.document}
     if model.profile == "pocket":
         rng = rng_of("build", "general")
-        facts = rng.sample(general_facts(), len(general_facts()))
-        questions = [ask_general(rng, fact) for fact in facts]
-        found = [item_of(question) for question in questions]
+        facts = unasked(asked)
+        found = [item_of(ask_general(rng, fact)) for fact in rng.sample(facts, len(facts))]
     else:
         found = [Item(prompt, "", kind="general") for prompt in load_seeds("default").general]
     return [item for item in found if item.question not in asked][:limit]
@@ -237,7 +244,7 @@ def measured(
         "config": config.evaluate.model_dump(mode="json"),
         "max_general": config.max_general,
     }
-    content = (json.dumps(stamp, ensure_ascii=False) + "\n").encode()
+    content = _as_json(stamp)
     if path.exists() and stamp_path.exists() and stamp_path.read_bytes() == content:
         try:
             return Results.load(path)

@@ -10,6 +10,7 @@ Shapes: L layers, P slots, G key/value heads, H head size.
 
 import hashlib
 import json
+import operator
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ TENSORS, MANIFEST = "cartridge.safetensors", "cartridge.json"
 FORMAT_VERSION = 1
 CONVENTION = "keys after RoPE at positions 0..P-1, text from P"
 MAX_HEADER_BYTES = 100_000_000
+# What a manifest calls the kinds of numbers that may be kept, and what the header of the tensors' file calls them.
+DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+BIAS_DTYPE = "float32"
 
 
 class LayerShape(BaseModel):
@@ -103,13 +107,14 @@ class Manifest(BaseModel):
                     f"{path} has format version {version!r}, expected {FORMAT_VERSION}; install a newer cartridges"
                 )
             return cls.model_validate(content)
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise FormatError(f"{path} cannot be read ({type(error).__name__}: {first_line}); copy it again") from error
 
     def write(self, folder: Path) -> None:
-        """Put the manifest into `folder`, in the place of an older one."""
-        write_whole(Path(folder) / MANIFEST, (self.model_dump_json(indent=1) + "\n").encode())
+        """Put the manifest into `folder`, in the place of an older one; the name as text, if it is that of a path."""
+        told = self.model_copy(update={"name": self.name.encode(errors="replace").decode()})
+        write_whole(Path(folder) / MANIFEST, (told.model_dump_json(indent=1) + "\n").encode())
 
     @property
     def identity(self) -> bytes:
@@ -150,22 +155,33 @@ class Cartridge:
         return self.manifest.digest
 
     def sealed(self) -> Self:
-        """The same slots, with their dtype and digest in the manifest. Raises as `check_bias` does."""
-        self.check_bias()
-        told = {"dtype": str(self.keys[0].dtype).removeprefix("torch."), "has_bias": self.bias is not None}
+        """The same slots, with their dtype and digest in the manifest.
+
+        Raises FormatError as `check_finite` does, and for tensors of a dtype that the file cannot have.
+        """
+        told = {"dtype": self._dtype(), "has_bias": self.bias is not None}
+        self.check_finite()
         manifest = self.manifest.model_copy(update=told)
         parts = ((name, _raw(tensor)) for name, tensor in sorted(self._named_tensors().items()))
         digest = digest_of(manifest, parts)
         return type(self)(self.keys, self.values, manifest.model_copy(update={"digest": digest}), self.bias)
 
+    def check_finite(self) -> None:
+        """Raises FormatError for numbers with which there is no attention to calculate. Reads every tensor once."""
+        for kind, tensors in (("keys", self.keys), ("values", self.values)):
+            if (layer := _not_finite(tensors)) is not None:
+                raise FormatError(
+                    f"{self._called} has {kind} in layer {layer} that are infinite or no number; make it anew"
+                )
+        self.check_bias()
+
     def check_bias(self) -> None:
         """Raises FormatError for a bias with which there is no attention to calculate."""
-        for layer, bias_GP in enumerate(self.bias or ()):
-            if not bias_GP.isfinite().all():
-                raise FormatError(
-                    f"the cartridge {self.manifest.name or '(unnamed)'} has a bias in layer {layer} that is infinite "
-                    "or no number; make it anew, with -1e4 for a slot that is to get no attention"
-                )
+        if (layer := _not_finite(self.bias or ())) is not None:
+            raise FormatError(
+                f"{self._called} has a bias in layer {layer} that is infinite or no number; make it anew, with -1e4 "
+                "for a slot that is to get no attention"
+            )
 
     def save(self, folder: Path) -> None:
         """Write the cartridge into `folder`; an older one there is replaced."""
@@ -182,19 +198,23 @@ class Cartridge:
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Self:
         """The cartridge in `folder`. Raises InputError where there is none, FormatError where it is damaged."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         folder = Path(folder)
         manifest = Manifest.read(folder)
         raw = check_tensors(folder, manifest)
-        tensors = load(raw)
+        try:
+            tensors = load(raw)
+        except SafetensorError as error:
+            raise FormatError(f"{folder / TENSORS} is damaged ({error}); copy it again") from error
         count = len(manifest.model.layers)
         keys, values, bias = (
             [tensors[f"layers.{i}.{kind}"].to(device) for i in range(count) if kind != "bias" or manifest.has_bias]
             for kind in ("keys", "values", "bias")
         )
         loaded = cls(keys, values, manifest, bias or None)
-        loaded.check_bias()
+        loaded.check_finite()
         return loaded
 
     def check_fits(self, identity: ModelIdentity) -> None:
@@ -209,6 +229,22 @@ class Cartridge:
         keys, values = ([t.to(device=device, dtype=dtype) for t in part] for part in (self.keys, self.values))
         bias = [tensor.to(device=device) for tensor in self.bias] if self.bias is not None else None
         return type(self)(keys, values, self.manifest, bias)
+
+    @property
+    def _called(self) -> str:
+        return f"the cartridge {self.manifest.name or '(unnamed)'}"
+
+    def _dtype(self) -> str:
+        """What the manifest calls the dtype of keys and values. Raises FormatError where it is not one for all."""
+        given = {name: _dtype_name(tensor) for name, tensor in self._named_tensors().items()}
+        shared = _dtype_name(self.keys[0])
+        for name, dtype in given.items():
+            if dtype not in DTYPES or dtype != (BIAS_DTYPE if name.endswith(".bias") else shared):
+                raise FormatError(
+                    f"{self._called} has {name} of {dtype}, expected keys and values of one of {', '.join(DTYPES)} and "
+                    f"a bias of {BIAS_DTYPE}; convert them first"
+                )
+        return shared
 
     def _named_tensors(self) -> "dict[str, torch.Tensor]":
         return named_tensors(self.keys, self.values, self.bias)
@@ -249,6 +285,16 @@ def named_tensors(
     }
 
 
+def _dtype_name(tensor: "torch.Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _not_finite(tensors: "Sequence[torch.Tensor]") -> int | None:
+    """The first layer with an infinity or what is no number; their least and their greatest tell, with no copy."""
+    ends = ((layer, end) for layer, tensor in enumerate(tensors) for end in tensor.detach().aminmax())
+    return next((layer for layer, end in ends if not end.isfinite()), None)
+
+
 def _raw(tensor: "torch.Tensor") -> bytes:
     import torch
 
@@ -276,11 +322,12 @@ def check_tensors(folder: Path, manifest: Manifest) -> bytes:
             raise ValueError("header too long")
         header = json.loads(raw[8 : 8 + header_len])
         header.pop("__metadata__", None)
+        dtypes = {name: entry["dtype"] for name, entry in header.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
+        spans = {name: tuple(map(operator.index, entry["data_offsets"])) for name, entry in header.items()}
         if max(stop for _, stop in spans.values()) != len(raw) - 8 - header_len:
             raise ValueError("truncated")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise FormatError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again") from error
     wanted: dict[str, tuple[int, ...]] = {
         f"layers.{index}.{kind}": (layer.num_kv_heads, manifest.num_slots, layer.head_size)
@@ -295,6 +342,12 @@ def check_tensors(folder: Path, manifest: Manifest) -> bytes:
     if shapes != wanted:
         name = min(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
         raise FormatError(f"{path}: {name} is {shapes.get(name)}, expected {wanted.get(name)}; copy the folder again")
+    for name, given in sorted(dtypes.items()):  # the digest is of the bytes alone, whatever numbers they are taken for
+        dtype = BIAS_DTYPE if name.endswith(".bias") else manifest.dtype
+        if given != DTYPES.get(dtype, dtype):
+            raise FormatError(
+                f"{path}: {name} is of {given!r:.60}, expected {DTYPES.get(dtype, dtype)!r}; copy the folder again"
+            )
     body = 8 + header_len
     parts = ((name, raw[body + start : body + stop]) for name, (start, stop) in sorted(spans.items()))
     if manifest.num_frozen > manifest.num_slots or digest_of(manifest, parts) != manifest.digest:

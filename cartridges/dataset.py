@@ -35,7 +35,6 @@ SHARD_NAME = re.compile(r"shard-(\d+)\.parquet")
 PARQUET_MAGIC = b"PAR1"
 SCALARS = ("index", "document", "start", "stop", "seed_kind", "num_prompt_tokens", "num_new_tokens")
 MAKE_ANEW = "delete it, and synthesize into this folder again to make it anew"
-REMOVE_ONE = "remove one of them"
 
 
 @cache
@@ -147,16 +146,18 @@ class Dataset:
     @staticmethod
     def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         """Write the manifest of the dataset in `folder`; where it gives `num_kept`, `load` counts."""
-        write_whole(Path(folder) / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        write_whole(Path(folder) / MANIFEST, content.encode(errors="backslashreplace"))  # for names that are no Unicode
 
     def save(self, folder: Path, shard_len: int = 1024) -> None:
-        """Write shards of `shard_len` conversations and the manifest. Raises InputError where there are shards."""
+        """Write shards and the manifest, with their own count and digest. Raises InputError where there are shards."""
         writer = DatasetWriter(folder)
         if writer.shards():
             raise InputError(f"given {folder}, expected a folder without shards; give another, or delete them")
         for number, first in enumerate(range(0, len(self.conversations), shard_len)):
             writer.write_shard(number, self.conversations[first : first + shard_len])
-        self.save_manifest(writer.folder, self.manifest)
+        own = {"num_kept": len(self.conversations), "dataset_digest": self.digest}
+        self.save_manifest(writer.folder, {key: own.get(key, value) for key, value in self.manifest.items()})
 
     @cached_property
     def digest(self) -> str:
@@ -192,9 +193,8 @@ class Dataset:
         return train, heldout
 
     def _indices(self) -> list[int]:
-        if isinstance(self.conversations, _Stored | _View):
-            return self.conversations.indices
-        return [conversation.index for conversation in self.conversations]
+        held = self.conversations
+        return held.indices if isinstance(held, _Rows) else [conversation.index for conversation in held]
 
 
 class _Rows(Sequence[Conversation]):
@@ -328,10 +328,9 @@ def _encoded(conversations: Sequence[Conversation]) -> memoryview:
     columns["teacher_k"] = [each.teacher.num_top for each in conversations]
     columns["teacher_ids"] = nested([each.teacher.ids for each in conversations], pa.int32(), np.int32)
     columns["teacher_logprobs"] = nested([each.teacher.logprobs for each in conversations], pa.float32(), np.float32)
-    table = pa.Table.from_pydict(columns, schema=_schema())
     sink = pa.BufferOutputStream()
     options = {"compression": "zstd", "use_dictionary": ["document", "seed_kind"], "write_page_checksum": True}
-    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, **options)
+    pq.write_table(pa.Table.from_pydict(columns, schema=_schema()), sink, row_group_size=ROWS_PER_GROUP, **options)
     return memoryview(sink.getvalue())
 
 
@@ -364,20 +363,21 @@ def _decoded(table: "pa.Table") -> list[Conversation]:
 
 
 def _shard_paths(folder: Path) -> dict[int, Path]:
-    """The shards of a folder by their numbers, ascending."""
-    found = {int(name[1]): path for path in folder.iterdir() if (name := SHARD_NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    """The shards of a folder by their numbers, ascending. Raises FormatError where two have one number."""
+    found = sorted((int(name[1]), path) for path in folder.iterdir() if (name := SHARD_NAME.fullmatch(path.name)))
+    _check_distinct({str(path): [number] for number, path in found}, "shards")
+    return dict(found)
 
 
-def _check_distinct(indices: Mapping[str, Sequence[int]]) -> None:
-    """Raise FormatError where two conversations have one number; `indices` are by where they stand."""
+def _check_distinct(indices: Mapping[str, Sequence[int]], what: str = "conversations") -> None:
+    """Raise FormatError where two of `what` have one number; `indices` are by where they stand."""
     seen: dict[int, str] = {}
     for where, numbers in indices.items():
         for number in numbers:
             if number in seen:
                 places = f"in {where}" if seen[number] == where else f"in {seen[number]} and {where}"
                 raise FormatError(
-                    f"there are two conversations {number} {places}; expected distinct numbers; {REMOVE_ONE}"
+                    f"there are two {what} {number} {places}; expected distinct numbers; remove one of them"
                 )
             seen[number] = where
 
@@ -387,7 +387,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged ({type(error).__name__}); restore it, or delete it") from error
     if not isinstance(manifest, dict):
         raise FormatError(f"{path} holds a {type(manifest).__name__}, expected an object; restore it, or delete it")

@@ -24,9 +24,9 @@ from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.engine.engine import AskedTarget, Engine
 from cartridges.engine.request import Request, Result
-from cartridges.errors import InputError
+from cartridges.errors import ConfigError, InputError
 from cartridges.evals.harness import prompt_of
-from cartridges.initialization import InitializeConfig, initialize
+from cartridges.initialization import COMPACTED, InitializeConfig, initialize
 from cartridges.intervals import interval
 from cartridges.log import Bar, progress
 from cartridges.provenance import provenance
@@ -177,11 +177,20 @@ class Evaluation:
     def untrained(self, label: str, cartridge: Cartridge) -> list[Method]:
         """The cartridge as it was before training, where its corpus is at hand to make it anew."""
         manifest = cartridge.manifest
-        if manifest.corpus_digest != self.corpus.digest or manifest.initializer.get("kind") == "cartridge":
+        if manifest.corpus_digest != self.corpus.digest or manifest.initializer.get("kind") in (None, "cartridge"):
             self.notes.append(f"the untrained form of {label} cannot be made anew from this corpus, and is left out")
             return []
-        known = {key: value for key, value in manifest.initializer.items() if key in InitializeConfig.model_fields}
-        config = InitializeConfig.model_validate(known)
+        try:
+            config = InitializeConfig.told_by(manifest.initializer)
+        except ConfigError as error:  # of a version that knew other kinds or fields
+            self.notes.append(f"the untrained form of {label} cannot be made anew ({error}), and is left out")
+            return []
+        if config.kind in COMPACTED and config.compact.queries == "self_study":
+            self.notes.append(
+                f"the untrained form of {label} was matched to the conversations of its training, which are not at "
+                "hand here, and is left out"
+            )
+            return []
         size = cartridge.num_slots
         start = initialize(self.engine.model, self.corpus, size, config, manifest.num_frozen)
         return [Method(f"{UNTRAINED}-{label}", f"untrained, {size} slots", {"": ""}, start, size)]

@@ -53,6 +53,6 @@ def _built_from(path: Path) -> Corpus | None:
                 about = json.loads(source.read_text(encoding="utf-8"))
                 names, patterns = about["documents"], {key: about.get(key, []) for key in ("include", "exclude")}
                 return Corpus.from_path(*map(Path, names), **patterns)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(f"{source} cannot be read; name the documents with --docs") from error
     return None

@@ -3,14 +3,15 @@
 Shapes: P slots, G key/value heads, H head size.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
 
 from cartridges.cartridge import Cartridge, Manifest
-from cartridges.compact import CompactConfig, compact
+from cartridges.compact import CompactConfig, Method, compact
 from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset
@@ -18,6 +19,7 @@ from cartridges.errors import InputError
 from cartridges.model import Model, prefix_kv
 from cartridges.rng import rng_of
 
+COMPACTED: tuple[Method, ...] = get_args(Method)  # the kinds that `compact` makes
 PIECE_LEN = 32  # tokens of each sampled piece of kind "chunks"
 
 
@@ -31,6 +33,17 @@ class InitializeConfig(Config):
     cartridge: Path | None = Field(None, description="the folder of kind cartridge")
     compact: CompactConfig = CompactConfig.resolve()
     seed: int = Field(0, ge=0)
+
+    @classmethod
+    def told_by(cls, initializer: Mapping[str, Any]) -> Self:
+        """The configuration that a manifest's `initializer` was written for. Raises ConfigError for another entry.
+
+        That of a compacted context holds the fields of `compact` beside its kind.
+        """
+        if initializer.get("kind") in COMPACTED:
+            told = {key: value for key, value in initializer.items() if key in CompactConfig.model_fields}
+            return cls.resolve(values={"kind": initializer["kind"], "compact": told})
+        return cls.resolve(values={key: value for key, value in initializer.items() if key in cls.model_fields})
 
     @model_validator(mode="after")
     def _source_given(self) -> Self:
@@ -58,7 +71,7 @@ def initialize(
         raise InputError(f"given {num_frozen} frozen slots of {num_slots}, expected at most as many as there are slots")
     if num_slots >= model.window:
         raise InputError(f"given {num_slots} slots, expected fewer than the model's window of {model.window} tokens")
-    if config.kind in ("attention_matching", "kv_eviction"):
+    if config.kind in COMPACTED:
         if corpus is None:
             raise InputError(f"given no corpus, expected one to initialise from with kind {config.kind}")
         return compact(model, corpus, num_slots, config.kind, config.compact, num_frozen, dataset)

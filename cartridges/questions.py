@@ -48,6 +48,8 @@ def _item(where: str, line: str) -> Item:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON ({error.msg}); mend or remove it") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} has a number or a nesting beyond what can be read; mend or remove it") from error
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
         raise InputError(f"{where}: given {line[:60]!r}, expected an object with a text as 'question'")
     answer, document, kind = (_text(row, key) for key in ("answer", "document", "kind"))
@@ -58,7 +60,22 @@ def _item(where: str, line: str) -> Item:
     match = str(row.get("match", "contains"))
     if match not in RULES:
         raise InputError(f"{where}: {unknown_name('match', match, RULES)}")
-    return Item(row["question"], answer, tuple(golds), match, document, kind or "question")
+    item = Item(row["question"], answer, tuple(golds), match, document, kind or "question")
+    for key, text in (("question", item.question), ("answer", answer), ("document", document), ("kind", kind)):
+        _check_unicode(f"{where}: '{key}'", text)
+    for text in golds:
+        _check_unicode(f"{where}: 'gold'", text)
+    return item
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """Refuse what no file and no tokenizer takes. JSON can write half of a surrogate pair, Unicode has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} has half of a surrogate pair at {error.start}, expected Unicode; mend or remove it"
+        ) from error
 
 
 def _text(row: dict[str, Any], key: str) -> str:

@@ -135,7 +135,7 @@ def sections(
         Heading("What it stands for"),
         *stands_for(results, manifests, study),
         Heading("Fidelity"),
-        *asked(results),
+        *asked(results, manifests),
         fidelity_table(results),
         *picture("sizes.png"),
         *examples(results),
@@ -193,8 +193,8 @@ def origin(manifest: Manifest) -> list[str]:
     ]
 
 
-def asked(results: Results) -> list[Block]:
-    """Which questions the table rests on."""
+def asked(results: Results, manifests: Sequence[Manifest]) -> list[Block]:
+    """Which questions the table rests on, and whether training has looked at them."""
     num = results.row(results.reference).num_questions
     source = results.about.get("questions")
     if isinstance(source, str) and source.startswith("held-out"):
@@ -202,6 +202,11 @@ def asked(results: Results) -> list[Block]:
             f"{counted(num, 'question')} from held-out conversations: the model itself wrote them, as it wrote those "
             "that were learned, so they are kinder than a user's."
         )
+        if any(manifest.training.get("keep_best") for manifest in manifests):
+            told += (
+                " The kept step of training was chosen by its loss on these very conversations, so they are not "
+                "independent of it."
+            )
     else:
         told = f"{counted(num, 'question')}, the same for every method."
     cut = results.about.get("num_cut")

@@ -93,7 +93,8 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
-        write_whole(Path(path), (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
+        content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        write_whole(Path(path), content.encode(errors="backslashreplace"))  # names of files may hold half surrogates
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -108,5 +109,5 @@ class Results:
                 content[name] = [MethodResult(**{**row, "ci95": row["ci95"] and tuple(row["ci95"])}) for row in rows]
             content["replies"] = [Reply(**reply) for reply in content["replies"]]
             return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{path} cannot be read ({type(error).__name__}: {error}); measure again") from error

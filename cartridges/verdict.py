@@ -5,9 +5,8 @@ whether the intervals overlap. Nothing here rounds in the cartridge's favour.
 """
 
 import math
-from collections.abc import Sequence
 
-from cartridges.intervals import Z
+from cartridges.intervals import difference
 from cartridges.ledger import Ledger, break_even
 from cartridges.report_table import (
     alone_row,
@@ -28,23 +27,6 @@ CLOSE = 0.05  # between no context and the reference, below which the questions 
 WIDE = 0.15  # width of an interval that is worth a warning
 FEW = 30  # questions
 APART = "intervals do not overlap"
-
-
-def difference(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """The mean of a - b over pairs of scores in [0, 1], with its 95% bounds.
-
-    For right-or-wrong scores half a pair is added to each of the four outcomes (Agresti and Min 2005), so that few
-    pairs without a difference do not pass for certainty.
-    """
-    count, gaps = len(pairs), [a - b for a, b in pairs]
-    mean = sum(gaps) / count
-    if all(score in (0.0, 1.0) for pair in pairs for score in pair):
-        num_won, num_lost, total = gaps.count(1.0) + 0.5, gaps.count(-1.0) + 0.5, count + 2
-        center = (num_won - num_lost) / total
-        half = Z * math.sqrt((num_won + num_lost) / total - center**2) / math.sqrt(total)
-    else:
-        center, half = mean, Z * math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / max(1, count - 1) / count)
-    return mean, min(mean, max(-1.0, center - half)), max(mean, min(1.0, center + half))
 
 
 def paired(results: Results, a: str, b: str) -> list[tuple[float, float]]:

@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from itertools import pairwise
 
 import pytest
 
 import cartridges.building as build_module
-from cartridges.building import BuildConfig, build, check_sizes, general_items, heldout_items, plan_lines
+from cartridges.building import BuildConfig, build, check_sizes, claim_source, general_items, heldout_items, plan_lines
 from cartridges.cartridge import Cartridge
 from cartridges.corpus import Corpus
 from cartridges.engine.engine import Engine
@@ -19,7 +20,8 @@ from cartridges.log import read_metrics
 from cartridges.model import load_model
 from cartridges.pocket.families import make_context
 from cartridges.pocket.items import item_of
-from cartridges.pocket.questions import draw
+from cartridges.pocket.knowledge import general_facts
+from cartridges.pocket.questions import draw, fill_lookup, lookup_forms
 from cartridges.questions import Item
 from cartridges.results import Results
 from cartridges.rng import rng_of
@@ -230,10 +232,25 @@ def test_any_change_of_the_questions_is_measured(measure, change):
     assert measure(dataclasses.replace(item, **change)) == 2
 
 
+def test_questions_with_half_a_surrogate_pair_are_measured_once(measure, copied):
+    item = Item("Who, ä?", "\ud83d", ("Ada",), document="docs\udcff")
+    assert measure(item) == measure(item) == 1
+    content = (copied / "measured.json").read_text(encoding="utf-8")
+    assert "Who, ä?" in content and json.loads(content)["items"][0]["answer"] == "\ud83d"
+
+
 def test_what_it_is_built_from_is_found_again(made, documents):
     assert find_corpus(made.folder, ()).digest == Corpus.from_path(documents).digest
     about = json.loads((made.folder / "source.json").read_text())
     assert about["documents"] == [str(documents)] and about["summary"].startswith("2 documents")
+
+
+def test_documents_of_an_undecodable_name_are_found_again(corpus, documents, tmp_path):
+    named = tmp_path / os.fsdecode(b"docs\xff")  # as a command line gives it
+    shutil.copytree(documents, named)
+    claim_source(tmp_path / "out", corpus, {"documents": [str(named)]})
+    claim_source(tmp_path / "out", corpus, {"documents": [str(named)]})
+    assert find_corpus(tmp_path / "out", ()).digest == corpus.digest
 
 
 def test_changed_documents_are_refused(made, engine):
@@ -243,7 +260,7 @@ def test_changed_documents_are_refused(made, engine):
 
 
 def test_a_damaged_source_is_told(corpus, engine, tmp_path):
-    for content in ("{", "[]", "{}"):
+    for content in ("{", "[]", "{}", "[" * 200_000):
         (tmp_path / "source.json").write_text(content)
         with pytest.raises(InputError, match=r"source.json cannot be read; give another folder, or delete this one"):
             build(corpus, engine, tmp_path, CONFIG)
@@ -321,6 +338,15 @@ def test_heldout_questions_are_about_the_corpus_and_not_trained_on(made):
     assert len(training.conversations) + len(heldout.conversations) == len(made.build.dataset.conversations)
 
 
+def fact_of(question: str) -> object:
+    """The fact of general knowledge that a question asks for."""
+    return next(
+        fact
+        for fact in general_facts()
+        if question in {fill_lookup(form, fact.relation, fact.subject) for form in lookup_forms(fact.relation)}
+    )
+
+
 def test_questions_off_the_corpus_were_never_trained_on(made, engine, tiny_tokenizer):
     dataset = made.build.dataset
     asked = {talk.messages[0]["content"] for talk in dataset.conversations if not talk.document}
@@ -331,6 +357,7 @@ def test_questions_off_the_corpus_were_never_trained_on(made, engine, tiny_token
     for items in (known, others):
         assert not asked & {item.question for item in items}
         assert all(a.question != b.question for a, b in pairwise(items))
+    assert {fact_of(item.question) for item in known}.isdisjoint(map(fact_of, asked)), "nor asked for in other words"
     assert general_items(engine.model, dataset, 0) == []
 
 

@@ -1,6 +1,7 @@
 """The artifact: what is written is read, and nothing that is damaged or of another model is."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -39,6 +40,12 @@ def test_what_is_written_is_read(cartridge, folder):
     )
     assert read.manifest == cartridge.manifest and len(read.digest) == 64
     assert read.num_bytes == 2 * 2 * 2 * len(IDS) * 16 * 4
+
+
+def test_a_name_that_is_no_unicode_is_written_as_text(cartridge, tmp_path):
+    cartridge.manifest.name = os.fsdecode("wärd\xff".encode("latin-1"))  # as that of a folder may be
+    cartridge.save(tmp_path)
+    assert Cartridge.load(tmp_path).manifest.name == "w?rd?"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -82,6 +89,37 @@ def test_a_bias_that_is_no_number_is_refused(cartridge, tmp_path, monkeypatch, w
         Cartridge.load(tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("kind", ["keys", "values"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_slots_that_are_no_numbers_are_refused(cartridge, tmp_path, monkeypatch, kind, wrong, dtype):
+    cartridge = cartridge.to("cpu", dtype)
+    getattr(cartridge, kind)[1][0, 3, 2] = wrong
+    told = f"the cartridge ids has {kind} in layer 1 that are infinite or no number; make it anew"
+    with pytest.raises(FormatError, match=told):
+        cartridge.save(tmp_path)
+    with monkeypatch.context() as patched:  # one that something else wrote
+        patched.setattr(Cartridge, "check_finite", lambda self: None)
+        cartridge.save(tmp_path)
+    with pytest.raises(FormatError, match=told):
+        Cartridge.load(tmp_path)
+
+
+def test_tensors_of_other_dtypes_than_the_file_has_are_refused(cartridge, tmp_path):
+    mixed = Cartridge(cartridge.keys, [values.half() for values in cartridge.values], cartridge.manifest)
+    with pytest.raises(
+        FormatError, match=r"the cartridge ids has layers.0.values of float16, expected keys and values"
+    ):
+        mixed.save(tmp_path)
+    whole = [[tensor.int() for tensor in part] for part in (cartridge.keys, cartridge.values)]
+    with pytest.raises(FormatError, match=r"has layers.0.keys of int32, .* one of float64, float32, bfloat16, float16"):
+        Cartridge(*whole, cartridge.manifest).sealed()
+    bias = [torch.zeros(2, len(IDS), dtype=torch.bfloat16) for _ in range(2)]
+    with pytest.raises(FormatError, match=r"has layers.0.bias of bfloat16, expected .* a bias of float32; convert"):
+        Cartridge(cartridge.keys, cartridge.values, cartridge.manifest, bias).sealed()
+    assert not any(tmp_path.iterdir())
+
+
 def test_saving_again_replaces(cartridge, folder, model):
     keys, values = prefix_kv(model, IDS[:5])
     Cartridge(keys, values, cartridge.manifest.model_copy(update={"num_slots": 5})).save(folder)
@@ -96,6 +134,20 @@ def test_no_cartridge_is_told(tmp_path):
 def edit(folder, **changes):
     path = folder / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def write_header(folder, header):
+    path = folder / TENSORS
+    body = path.read_bytes()[8 + int.from_bytes(path.read_bytes()[:8], "little") :]
+    path.write_bytes(len(header).to_bytes(8, "little") + header + body)
+
+
+def change_header(folder, **entry):
+    """Change the entry of layers.0.keys."""
+    raw = (folder / TENSORS).read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    header["layers.0.keys"] |= entry
+    write_header(folder, json.dumps(header).encode())
 
 
 def cut(folder, name, share=0.5):
@@ -117,6 +169,13 @@ def cut(folder, name, share=0.5):
         (lambda f: cut(f, TENSORS), "cartridge.safetensors is damaged"),
         (lambda f: cut(f, TENSORS, 0), "cartridge.safetensors is damaged"),
         (lambda f: (f / TENSORS).write_bytes(b"\xff" * 1000), "cartridge.safetensors is damaged"),
+        (lambda f: (f / MANIFEST).write_text('{"format_version": 1, "a": ' + "[" * 200_000), r"\(RecursionError: "),
+        (lambda f: write_header(f, b"[" * 200_000), r"cartridge.safetensors is damaged \(RecursionError: "),
+        (lambda f: change_header(f, dtype="I32"), "layers.0.keys is of 'I32', expected 'F32'; copy the folder again"),
+        (lambda f: change_header(f, dtype="X32"), "layers.0.keys is of 'X32', expected 'F32'"),
+        (lambda f: change_header(f, dtype=["F32"]), r"layers.0.keys is of \['F32'\], expected 'F32'"),
+        (lambda f: change_header(f, data_offsets=["a", 5]), "cartridge.safetensors is damaged"),
+        (lambda f: change_header(f, shape=[2.0, 12, 16]), "cartridge.safetensors is damaged"),
     ],
 )
 def test_damage_is_told_in_one_line(folder, damage, message):
@@ -124,6 +183,16 @@ def test_damage_is_told_in_one_line(folder, damage, message):
     with pytest.raises(FormatError, match=message) as raised:
         Cartridge.load(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_the_dtype_of_a_bias_is_checked_too(cartridge, tmp_path):
+    cartridge.bias = [torch.zeros(2, len(IDS)) for _ in range(2)]
+    cartridge.to("cpu", torch.bfloat16).save(tmp_path)
+    assert Cartridge.load(tmp_path).bias[0].dtype == torch.float32
+    raw = (tmp_path / TENSORS).read_bytes()
+    (tmp_path / TENSORS).write_bytes(raw.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(FormatError, match=r"layers.0.bias is of 'I32', expected 'F32'"):
+        Cartridge.load(tmp_path)
 
 
 def test_one_changed_bit_is_noticed(folder):

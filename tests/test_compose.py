@@ -1,11 +1,30 @@
 """Composing, judged by the model itself: keys that it computes at other positions, and logits behind them."""
 
+from functools import partial
+
 import pytest
 import torch
-from transformers import DynamicCache, Glm4Config, Glm4ForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    Glm4Config,
+    Glm4ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from cartridges.cartridge import CONVENTION, Cartridge, Manifest
-from cartridges.compose import COMPOSED, compose, composed_digest, composed_len, inverse_frequencies, turn
+from cartridges.compose import (
+    COMPOSED,
+    PAIRED_BY_HALVES,
+    PAIRED_BY_NEIGHBOURS,
+    compose,
+    composed_digest,
+    composed_len,
+    inverse_frequencies,
+    turn,
+)
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.errors import FormatError, InputError
@@ -18,6 +37,21 @@ SINK = 9
 PARTIAL = {
     "glm4": (Glm4Config, Glm4ForCausalLM, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "phi3": (Phi3Config, Phi3ForCausalLM, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+}
+BOTH = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+SPECIAL = {  # what some architectures need to be tiny, or to have both kinds of layers
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "gemma2": BOTH,
+    "gemma3_text": BOTH,
+    "gemma4_text": {
+        **BOTH,
+        "vocab_size_per_layer_input": 4096,
+        "hidden_size_per_layer_input": 8,
+        "global_head_dim": 32,
+    },
+    "ministral": BOTH,
+    "olmo3": BOTH,
+    "vaultgemma": BOTH,
 }
 SCALED = [
     {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
@@ -80,6 +114,21 @@ def check_turning(model, distance=150):
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_turned_keys_are_those_that_the_model_computes_there(model_of, name):
     check_turning(model_of(name))
+
+
+@pytest.mark.parametrize("name", sorted(PAIRED_BY_HALVES | PAIRED_BY_NEIGHBOURS))
+def test_keys_of_every_listed_architecture_are_turned(tiny_tokenizer, monkeypatch, name):
+    """Norms have weights of their own, as after training: one that follows the rotation would be seen."""
+    special = SPECIAL.get(name, {})
+    made = (partial(AutoConfig.for_model, name), AutoModelForCausalLM.from_config, special)
+    monkeypatch.setitem(ARCHITECTURES, name, made)
+    model = tiny(name, tiny_tokenizer)
+    assert model.identity.architecture == name
+    assert len({shape.window for shape in model.identity.layers}) == 1 + ("layer_types" in special)
+    for parameter in model.hf.parameters():
+        if parameter.ndim == 1:
+            parameter.data.normal_(1, 0.5)
+    check_turning(model)
 
 
 @pytest.mark.parametrize("name", list(PARTIAL))
@@ -221,6 +270,7 @@ def test_what_cannot_be_composed_is_refused(model_of, tiny_tokenizer):
     ("changes", "message"),
     [
         ({"architecture": "smollm3"}, "not known how the architecture smollm3 of tiny-llama rotates its keys"),
+        ({"architecture": "hunyuan_v1_dense"}, "not known how the architecture hunyuan_v1_dense of tiny-llama"),
         ({"rope": {"rope_type": "dynamic", "rope_theta": 1e4}}, "parameters of the type 'dynamic' in its full_att"),
         ({"rope": {"rope_type": "longrope", "rope_theta": 1e4}}, "the type 'longrope'"),
         ({"rope": {}}, "expected one of default, linear, llama3, yarn, proportional with a rope_theta"),

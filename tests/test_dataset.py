@@ -202,6 +202,14 @@ def test_split_parts_all_by_lot(folder, conversations):
         assert len({dataset.digest, train.digest, heldout.digest, other.digest}) == 4
 
 
+def test_the_sides_of_a_split_are_datasets_of_their_own(conversations, tmp_path):
+    whole = Dataset.from_conversations(conversations, {"num_kept": 40, "dataset_digest": "of all", "seconds": 2})
+    for name, side in zip(("train", "heldout"), whole.split(0.3, seed=0), strict=True):
+        side.save(tmp_path / name)
+        told = {"num_kept": len(side.conversations), "dataset_digest": side.digest, "seconds": 2}
+        assert Dataset.load(tmp_path / name).manifest == told
+
+
 def test_split_is_stable_when_the_dataset_grows(conversations):
     small = Dataset.from_conversations(conversations[:20]).split(0.3, 0)[1]
     large = Dataset.from_conversations(conversations).split(0.3, 0)[1]
@@ -357,20 +365,29 @@ def test_two_conversations_of_one_number_are_told(folder):
     )
 
 
+def test_two_shards_of_one_number_are_told(folder):
+    one, other = folder / "shard-00002.parquet", folder / "shard-2.parquet"
+    other.write_bytes(DatasetWriter(folder).write_shard(12, [make(99)]).read_bytes())
+    told = refused(FormatError, Dataset.load, folder)
+    assert told == f"there are two shards 2 in {one} and {other}; expected distinct numbers; remove one of them"
+
+
 def test_a_missing_shard_of_a_finished_dataset_is_told(folder):
     (folder / "shard-00002.parquet").unlink()
     assert "holds 27 conversations, its manifest.json says 40; restore" in refused(FormatError, Dataset.load, folder)
 
 
-@pytest.mark.parametrize(("content", "expected"), [("{", "is damaged (JSONDecodeError)"), ("[]", "holds a list")])
-def test_a_damaged_manifest_is_told(folder, content, expected):
-    (folder / "manifest.json").write_text(content)
-    assert expected in refused(FormatError, Dataset.load, folder)
+def test_a_damaged_manifest_is_told(folder):
+    bad = {"{": "is damaged (JSONDecodeError)", "[" * 200_000: "is damaged (RecursionError)", "[]": "holds a list"}
+    for content, expected in bad.items():
+        (folder / "manifest.json").write_text(content)
+        assert expected in refused(FormatError, Dataset.load, folder)
 
 
 def test_a_manifest_is_written_whole(folder):
-    Dataset.save_manifest(folder, {"a": "é"})
-    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8")) == {"a": "é"}
+    about = {"a": "é", "command": "cartridges synthesize docs\udcff"}  # the name of a file need not be Unicode
+    Dataset.save_manifest(folder, about)
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8")) == about
 
 
 def test_reading_needs_no_torch(folder):

@@ -182,6 +182,37 @@ def test_untrained_is_what_initialize_gives(engine, start):
         assert method.cartridge.digest == given.digest
 
 
+@pytest.mark.parametrize(
+    "compaction", [{"keys": "highest_attention", "bias": False}, {"values": "kept", "seed": 2}], ids=str
+)
+def test_untrained_of_a_compacted_context_has_its_settings(engine, compaction):
+    config = InitializeConfig.resolve(values={"kind": "attention_matching", "compact": compaction})
+    given = initialize(engine.model, CORPUS, SLOTS, config)
+    (method,) = Evaluation(engine, CORPUS, ITEMS, {}, SHORT).untrained("x", moved(given))
+    assert method.cartridge.digest == given.digest
+    assert (method.cartridge.bias is None) == (not compaction.get("bias", True))
+
+
+@pytest.mark.parametrize(
+    ("initializer", "message"),
+    [
+        ({}, "cannot be made anew from this corpus"),
+        ({"kind": "learned"}, "cannot be made anew ('kind': given 'learned'"),
+        (
+            {"kind": "kv_eviction", "queries": "self_study"},
+            "was matched to the conversations of its training, which are not at hand here",
+        ),
+    ],
+    ids=str,
+)
+def test_untrained_that_cannot_be_the_same_is_left_out_and_told(engine, start, initializer, message):
+    manifest = start.manifest.model_copy(update={"initializer": initializer})
+    run = Evaluation(engine, CORPUS, ITEMS, {}, SHORT)
+    assert run.untrained("x", Cartridge(start.keys, start.values, manifest)) == []
+    (note,) = run.notes
+    assert note.startswith(f"the untrained form of x {message}") and note.endswith("and is left out")
+
+
 def test_untrained_can_be_left_out(engine, cartridge):
     found = evaluate(engine, CORPUS, ITEMS[:1], {"40": cartridge}, EvaluateConfig(max_new_tokens=4, untrained=False))
     assert not any(row.method.startswith("untrained") for row in found.methods)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cartridges.compact import CompactConfig
 from cartridges.corpus import Corpus
 from cartridges.errors import ConfigError, InputError
 from cartridges.initialization import InitializeConfig, initialize
@@ -90,3 +91,35 @@ def test_what_cannot_be_filled_is_told(model, corpus, slots, frozen, message):
 def test_a_kind_without_its_source_is_told(kind):
     with pytest.raises(ConfigError, match=rf"initialize\.kind={kind} and no initialize\.{kind}"):
         InitializeConfig.resolve(overrides=[f"kind={kind}"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"kind": "random", "seed": 3},
+        {"kind": "text", "text": "An article about tea. " * 3},
+        {"kind": "kv_eviction"},
+        {
+            "kind": "attention_matching",
+            "compact": {"keys": "highest_attention", "bias": False, "num_query_tokens": 300},
+        },
+        {"kind": "attention_matching", "compact": {"budgets": "per_head", "used_ratio": 0.75, "seed": 5}},
+    ],
+    ids=str,
+)
+def test_a_manifest_tells_how_its_slots_began(model, values):
+    config = InitializeConfig.resolve(values=values)
+    start = initialize(model, CORPUS, 8, config)
+    told = InitializeConfig.told_by(start.manifest.initializer)
+    assert told == config
+    assert initialize(model, CORPUS, 8, told).digest == start.digest
+
+
+def test_a_manifest_of_another_version_is_told():
+    later = {"kind": "kv_eviction", **CompactConfig.resolve().model_dump(), "rounds": 3}
+    assert InitializeConfig.told_by(later) == InitializeConfig.resolve(values={"kind": "kv_eviction"})
+    with pytest.raises(ConfigError, match=r"'compact\.keys': given 'best'"):
+        InitializeConfig.told_by({"kind": "kv_eviction", "keys": "best"})
+    with pytest.raises(ConfigError, match="'kind': given 'learned'"):
+        InitializeConfig.told_by({"kind": "learned"})

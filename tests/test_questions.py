@@ -67,6 +67,11 @@ def test_the_answer_is_the_gold_where_none_is_given(tmp_path):
         ('{"question": "q", "gold": 5}', "given 5 as 'gold', expected a text or a list of texts"),
         ('{"question": "q", "gold": [""]}', "as 'gold', expected a text"),
         ('{"question": "q", "match": "exat"}', "unknown match 'exat'; did you mean 'exact'"),
+        (
+            '{"question": "q", "x": ' + "1" * 5000 + "}",
+            "line 1 has a number or a nesting beyond what can be read; mend",
+        ),
+        ("[" * 200_000, "line 1 has a number or a nesting beyond what can be read; mend or remove it"),
         ("", "holds no questions"),
     ],
 )
@@ -76,6 +81,17 @@ def test_a_bad_line_is_told(tmp_path, line, message):
     with pytest.raises(InputError) as raised:
         read_items(path)
     assert message in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["question", "answer", "gold", "document", "kind"])
+def test_half_a_surrogate_pair_is_told(tmp_path, key):
+    path = tmp_path / "q.jsonl"
+    half = ["Ada", "Bo\ud83d"] if key == "gold" else "Bo\ud83d"
+    path.write_text('{"question": "pairs are whole: \\ud83d\\ude42"}\n' + json.dumps({"question": "q", key: half}))
+    with pytest.raises(InputError) as raised:
+        read_items(path)
+    told = f"{path}, line 2: '{key}' has half of a surrogate pair at 2, expected Unicode; mend or remove it"
+    assert str(raised.value) == told
 
 
 def test_no_file_and_no_text_are_told(tmp_path):

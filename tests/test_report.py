@@ -208,6 +208,22 @@ def test_without_accuracy_agreement_is_drawn_and_nothing_is_marked(tmp_path):
     assert "why?" in card
 
 
+@pytest.mark.parametrize(
+    ("questions", "training", "is_told"),
+    [
+        ("held-out conversations", {"keep_best": True}, True),
+        ("held-out conversations", {"keep_best": False}, False),
+        ("held-out conversations", {}, False),
+        ("given", {"keep_best": True}, False),
+    ],
+)
+def test_conversations_that_chose_the_kept_step_are_told(tmp_path, questions, training, is_told):
+    manifest = a_manifest().model_copy(update={"training": training})
+    card, html, _ = report_of(tmp_path, some_results(about={"questions": questions}), [manifest])
+    for text in (card, html):
+        assert ("The kept step of training was chosen by its loss on these very conversations" in text) == is_told
+
+
 def test_wrong_input_is_told(tmp_path):
     with pytest.raises(InputError, match="given no manifest, expected one for every cartridge"):
         write_report(tmp_path, some_results(), [], LEDGER, {}, {})

@@ -25,6 +25,14 @@ def test_what_is_written_is_read(results, tmp_path):
     assert Results.load(tmp_path / "r.json") == results
 
 
+def test_names_that_are_no_unicode_are_written_and_read(results, tmp_path):
+    results.provenance = {"command": "cartridges eval docs\udcff", "path": "ä\\\udcff"}
+    results.replies.append(Reply("q", "\ud83d", "lookup", {}))
+    results.save(tmp_path / "r.json")
+    assert "ä" in (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert Results.load(tmp_path / "r.json") == results
+
+
 def test_rows_are_found(results):
     assert results.row("cartridge-64").num_slots == 64
     assert [found.num_slots for found in results.cartridges] == [64, 128]
@@ -37,7 +45,7 @@ def test_no_results_are_told(tmp_path):
         Results.load(tmp_path / "nowhere.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"methods": 3}', '{"methods": [{"method": "x"}]}'])
+@pytest.mark.parametrize("content", ["{", "[" * 200_000, "[]", '{"methods": 3}', '{"methods": [{"method": "x"}]}'])
 def test_damage_is_told(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(FormatError, match=r"cannot be read .*; measure again"):

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from cartridges.intervals import difference
 from cartridges.report_table import off_corpus_table
-from cartridges.verdict import difference, verdict
+from cartridges.verdict import verdict
 from tests.report_samples import BASIC, LEDGER, a_row, changed, some_results, wilson, words
 
 

@@ -87,6 +87,21 @@ class Event:
     finish_reason: FinishReason | None = None
     error: str = ""
 
+    @classmethod
+    def of(cls, events: Sequence["Event"]) -> "Event":
+        """One for some that follow one another."""
+        if len(events) == 1:
+            return events[0]
+        told = [event.logprobs for event in events if event.logprobs is not None]
+        return cls(
+            [token for event in events for token in event.token_ids],
+            "".join(event.text for event in events),
+            [logprob for event in events for logprob in event.chosen_logprobs],
+            type(told[0]).concat(told) if told else None,
+            events[-1].finish_reason,
+            events[-1].error,
+        )
+
 
 @dataclass(frozen=True)
 class EngineStats:

@@ -51,12 +51,23 @@ def check_methods(names: list[str]) -> None:
             raise InputError(f"given the method {name} twice, expected each once")
 
 
+def is_too_long(method: str, shop: Workshop) -> bool:
+    """Whether the method reads whole texts and the longest of them does not fit the window."""
+    read = {
+        "full_context": [shop.corpus.text],
+        "document": [document.text for document in shop.corpus],
+    }
+    return any(len(shop.engine.model.ids(text)) > shop.room for text in read.get(method, ()))
+
+
 def bench(
     task: Task, engine: Engine, config: BenchConfig, out: Path, say: Callable[[str], None] = lambda text: None
 ) -> Finding:
     """Measure every method in the folder `out`; the first is the reference. Writes `results.json`.
 
-    A method that cannot work at this size or window is told of in the notes. Raises InputError where none works.
+    A method that cannot work at this size or window is told of in the notes. Raises InputError where the first does not
+    work, unless what it reads is too long for the window: the next one that works is then the reference, and its note
+    says so.
     """
     check_methods(config.methods)
     chat = engine.model.chat
@@ -74,17 +85,24 @@ def bench(
     )
     finding = Finding("bench", f"{task.name}, {config.slots} slots", task.published or "nothing", y_label=task.metric)
     reference: Record | None = None
-    for method in config.methods:
+    for number, method in enumerate(config.methods):
         say(f"{method}: building and asking {len(task.items)} questions")
         try:
             record = run(task, method, shop)
         except InputError as error:
+            if not number and not is_too_long(method, shop):
+                raise InputError(
+                    f"the first method, {method}, is the reference and cannot be measured: {error}; or name another "
+                    "method first"
+                ) from error
             finding.notes.append(f"{method}: {error}")
             continue
         reference = reference or record
         finding.rows.append(record.row(reference))
     if reference is None:
         raise InputError(f"none of the methods could be measured: {'; '.join(finding.notes)}")
+    if reference.method != config.methods[0]:
+        finding.notes[0] += f"; so the reference is {reference.method}, the first method that could be measured"
     finding.about = {"task": task.name, "digest": task.digest, "metric": task.metric, "reference": reference.method}
     finding.provenance = provenance()
     finding.save(out / RESULTS)

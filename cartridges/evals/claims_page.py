@@ -10,7 +10,8 @@ from cartridges.report_figures import LIGHT, add_legend, new_figure, png_of
 from cartridges.report_table import DASH, human_bytes
 
 ORDER = "capacity objectives recipe initializers long_corpus composition off_corpus scaling cost data".split()
-HIDDEN = {"method", "num_empty", "num_cut", "commit", "ci95", "num", "factor"}
+HIDDEN = {"method", "commit", "ci95", "num", "factor"}
+TOLD = {"num_empty": "empty replies", "num_cut": "replies cut off"}
 BEGIN, END = "<!-- begin claims -->\n", "<!-- end claims -->\n"
 HEAD = """\
 # The field's claims, measured on a laptop
@@ -25,8 +26,9 @@ cartridges claims --preset full    # wider tables, narrower intervals, a night
 ```
 
 Every figure below is in a file of `results/claims/`, with the command, commit, versions and hardware that made it; the
-page is generated from these files. Accuracies are with 95% intervals over questions (Wilson's); differences and ratios
-are paired, over the same questions (bootstrap). Intervals do not cover other corpora, seeds or models.
+page is generated from these files. Accuracies are with 95% intervals over questions (Wilson's); differences (Agresti
+and Min's) and ratios (Bayesian bootstrap) are paired, over the same questions. Intervals do not cover other corpora,
+seeds or models. A lead whose interval reaches 0 may be chance, and does not hold.
 
 ## Where the laptop world stops being evidence
 
@@ -58,8 +60,8 @@ are paired, over the same questions (bootstrap). Intervals do not cover other co
   what that costs.
 - **Saying that the text does not tell.** No target, but a loss: the preset leaves such answers out of the study
   (`synthesize.filters.untold`), which helps look-ups, and its cartridges seldom say so. The log has both ways.
-- **Many windows.** Conversations and steps grow threefold at most, also for eight windows, so that each document of a
-  long corpus is studied less. Retrieval has no such cost and is the better choice there for look-ups.
+- **Many windows.** Conversations and steps grow less than the windows, so that each document of a long corpus is
+  studied less. Retrieval has no such cost and is the better choice there for look-ups.
 
 """
 
@@ -91,9 +93,8 @@ def section(finding: Finding, folder_name: str) -> str:
     if finding.checks:
         lines += ["| measured | expected | here | |", "|---|---|---|---|"]
         for check in finding.checks:
-            here = DASH if check.measured is None else f"{check.measured:.2f}"
-            verdict = "holds" if check.holds else "**does not hold**"
-            lines.append(f"| {check.what} | {check.expected} | {here} | {verdict} |")
+            here = DASH if check.measured is None else between([check.measured, *(check.bounds or ())])
+            lines.append(f"| {check.what} | {check.expected} | {here} | {check.verdict} |")
         lines.append("")
     if finding.curves:
         lines += [f"![{finding.title}](results/{folder_name}/{finding.name}.png)", ""]
@@ -112,7 +113,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     columns = ["label", *dict.fromkeys(key for row in rows for key in row if key not in HIDDEN | {"label"})]
     columns = [key for key in columns if any(row.get(key) not in (None, 0, 0.0) for row in rows)]
-    lines = ["| " + " | ".join(key.replace("_", " ") for key in columns) + " |", "|---" * len(columns) + "|"]
+    lines = [
+        "| " + " | ".join(TOLD.get(key, key.replace("_", " ")) for key in columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
     lines += ["| " + " | ".join(cell(key, row) for key in columns) + " |" for row in rows]
     return [*lines, ""]
 
@@ -126,12 +130,18 @@ def cell(key: str, row: dict[str, Any]) -> str:
         low, high = row["ci95"]
         return f"{100 * value:.1f}% ({100 * low:.1f}{DASH}{100 * high:.1f}), n={row.get('num')}"
     if isinstance(value, list):
-        return f"{value[0]:.2f} ({value[1]:.2f}{DASH}{value[2]:.2f})"
+        return between(value)
     if key.endswith("bytes"):
         return human_bytes(value)
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+def between(value: Sequence[float]) -> str:
+    """A value, with its bounds where there are any."""
+    told, *bounds = (f"{number:.2f}".replace("-", "−") for number in value)
+    return f"{told} ({' to '.join(bounds)})" if bounds else told
 
 
 def picture(finding: Finding) -> Any:

@@ -35,19 +35,23 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises FormatError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON ({type(error).__name__}); fetch it again") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. Raises FormatError with the line."""
+    """The objects of a JSONL file. Raises FormatError, with the line where it is one that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string of JSON may hold other line ends as they are
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); fetch it again") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise FormatError(f"{path}, line {number}: given {line[:60]!r}, expected a JSON object; mend or remove it")

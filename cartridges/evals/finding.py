@@ -1,23 +1,33 @@
 """What a claim's measurement found: rows, curves, checks against targets, and where it was measured; as JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from cartridges.errors import FormatError, InputError
+from cartridges.evals.record import Record
+from cartridges.intervals import difference, ratio
 from cartridges.run_folder import write_whole
 
 
 @dataclass(frozen=True)
 class Check:
-    """A target and what was measured; both are numbers of the unit that `what` says. A lead has to be above 0."""
+    """A target and what was measured; both are numbers of the unit that `what` says, with 95% bounds where known.
+
+    A lead, whose target is 0, has to be above it with its lower bound: less may be chance.
+    """
 
     what: str
     target: float
     measured: float | None
     at_least: bool = True
+    bounds: Sequence[float] | None = None
+
+    @property
+    def is_lead(self) -> bool:
+        return self.at_least and not self.target
 
     @property
     def holds(self) -> bool:
@@ -25,14 +35,41 @@ class Check:
             return False
         if not self.at_least:
             return self.measured <= self.target
-        return self.measured >= self.target and self.measured > 0
+        return (self.bounds[0] if self.is_lead and self.bounds else self.measured) > 0 and self.measured >= self.target
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds, in words."""
+        may_be_chance = self.is_lead and self.measured is not None and self.measured > 0
+        return "holds" if self.holds else "**may be chance**" if may_be_chance else "**does not hold**"
 
     @property
     def expected(self) -> str:
         """The target in words."""
-        if self.at_least and not self.target:
+        if self.is_lead:
             return "above 0"
         return f"{'at least' if self.at_least else 'at most'} {self.target:.2f}"
+
+
+def lead(what: str, ours: Record, theirs: Record) -> Check:
+    """What is claimed to do better, minus the other, over the same questions."""
+    gap, *bounds = (round(value, 4) for value in difference(ours.beside(theirs)))
+    return Check(what, 0.0, gap, bounds=bounds)
+
+
+def share(what: str, target: float, ours: Record, theirs: Record) -> Check:
+    """What is claimed to reach so much of the other, over the same questions."""
+    found = ratio(ours.beside(theirs))
+    if found is None:
+        return Check(what, target, None)
+    of, *bounds = (round(value, 4) for value in found)
+    return Check(what, target, of, bounds=bounds)
+
+
+def loss(what: str, target: float, before: Record, after: Record) -> Check:
+    """What may be lost at most, over the same questions."""
+    gap, *bounds = (round(value, 4) for value in difference(before.beside(after)))
+    return Check(what, target, gap, at_least=False, bounds=bounds)
 
 
 @dataclass
@@ -56,7 +93,8 @@ class Finding:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
-        write_whole(Path(path), (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        write_whole(Path(path), text.encode(errors="backslashreplace"))
 
     @classmethod
     def load(cls, path: Path) -> Self:

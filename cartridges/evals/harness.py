@@ -11,6 +11,7 @@ from cartridges.evals.method import Answerer, Workshop, built
 from cartridges.evals.record import Answer, AnswerFile, Record
 from cartridges.evals.task import Task
 from cartridges.log import progress
+from cartridges.model import weights_digest
 from cartridges.provenance import commit
 from cartridges.questions import Item
 from cartridges.run_folder import StopSignals
@@ -28,8 +29,20 @@ def prompt_of(engine: Engine, system: str, item: Item) -> tuple[list[int], int]:
 
 
 def made_of(answerer: Answerer, systems: Sequence[str]) -> str:
-    """A digest of what answers: the slots, the system texts, and whether the model was changed."""
+    """A digest of what answers: the slots, the system texts, and the weights where the method changed the model."""
     told = [answerer.cartridge.digest if answerer.cartridge else "", *systems, str(answerer.kept_bytes)]
+    if answerer.engine is not None:
+        told.append(weights_digest(answerer.engine.model.hf))  # its identity may still be that of the unchanged model
+    return _digest(told)
+
+
+def model_of(engine: Engine) -> str:
+    """A digest of the model that methods begin with: its weights and its tokenizer."""
+    identity = engine.model.identity
+    return _digest([identity.weights_digest, identity.tokenizer_digest])
+
+
+def _digest(told: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
 
@@ -47,6 +60,7 @@ def measure(
         "task": task.name,
         "task_digest": task.digest,
         "method": name,
+        "model": model_of(engine),
         "made_of": made_of(answerer, systems),
         "commit": commit(),
     }

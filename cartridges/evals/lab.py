@@ -47,7 +47,7 @@ class ClaimsConfig(Config):
         ["question", "use_case"], description="of the study where look-ups are asked; chosen on validation documents"
     )
     steps: int = Field(300, gt=0, description="of each training")
-    thorough: int = Field(2, ge=1, description="times the study and the steps of a second row at 20x and more; 1: none")
+    thorough: int = Field(2, ge=1, description="times the study and the steps of a second row at 20x; 1: none")
     factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
     window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
     windows: list[int] = Field([1, 8], description="how many windows of corpus")

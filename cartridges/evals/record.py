@@ -1,7 +1,7 @@
 """What one method answered to one task: a line a question in a file that grows, and the figures made of it.
 
-The first line is a stamp of what was asked, of whom, and at which commit. A file that was cut short is taken up; one
-with another stamp is refused, as is one that counts a question twice.
+The first line is a stamp of what was asked, of whom, with which model and at which commit. A file that was cut short is
+taken up; one with another stamp is refused, as is one that counts a question twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cartridges.errors import FormatError, InputError
-from cartridges.evals.bootstrap import difference, mean, ratio
-from cartridges.intervals import interval
+from cartridges.intervals import difference, interval, mean_of, ratio
 from cartridges.log import MetricsLog, read_metrics
 
-STAMPED = ("task", "task_digest", "method", "made_of", "commit")
+STAMPED = ("task", "task_digest", "method", "model", "made_of", "commit")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,12 @@ class Record:
 
     @property
     def accuracy(self) -> float:
-        return mean(self.scores)
+        return mean_of(self.scores)
+
+    def beside(self, other: "Record") -> list[tuple[float, float]]:
+        """The scores of both, question by question. Raises InputError where they must not stand in one table."""
+        check_together([self, other])
+        return list(zip(self.scores, other.scores, strict=True))
 
     def row(self, reference: "Record | None" = None) -> dict[str, Any]:
         """The figures as plain values; against `reference`, difference and ratio with paired intervals."""
@@ -63,15 +67,15 @@ class Record:
             "num": len(self.answers),
             "num_slots": self.num_slots,
             "kv_bytes": self.kv_bytes,
-            "prompt_tokens": round(mean([float(answer.prompt_tokens) for answer in self.answers])),
+            "prompt_tokens": round(mean_of([float(answer.prompt_tokens) for answer in self.answers])),
             "build_s": round(self.build_s, 2),
             "num_empty": sum(not answer.reply.strip() for answer in self.answers),
             "num_cut": sum(answer.is_cut for answer in self.answers),
         }
         if reference is not None:
-            check_together([self, reference])
-            told["difference"] = [round(value, 4) for value in difference(self.scores, reference.scores)]
-            of = ratio(self.scores, reference.scores)
+            pairs = self.beside(reference)
+            told["difference"] = [round(value, 4) for value in difference(pairs)]
+            of = ratio(pairs)
             told["ratio"] = of and [round(value, 4) for value in of]
             told["bytes_ratio"] = round(reference.kv_bytes / self.kv_bytes, 2) if self.kv_bytes else None
         return told

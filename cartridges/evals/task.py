@@ -8,10 +8,12 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+
+from pydantic import ConfigDict, create_model
 
 from cartridges.corpus import Corpus
 from cartridges.errors import InputError, unknown_name
@@ -70,19 +72,47 @@ class Task:
 
 
 def task_named(name: str, **options: Any) -> Task:
-    """The task of that name. Raises InputError for an unknown name or option, and what its loader raises."""
+    """The task of that name, whose loader is given options of the types that it names.
+
+    Raises InputError for an unknown name or option and for an option of another type, and what the loader raises.
+    """
     known = {**TASKS, **own_tasks}
     if name not in known:
         raise InputError(unknown_name("task", name, known))
     loader = loaded(known[name])
-    accepted = inspect.signature(loader).parameters
+    accepted = _parameters(loader)
     for option in options:
         if option not in accepted:
             raise InputError(f"the task {name}: {unknown_name('option', option, accepted)}")
     for option, parameter in accepted.items():
         if parameter.default is parameter.empty and option not in options:
             raise InputError(f"the task {name} needs the option {option}; on the command line: task.{option}=...")
-    return loader(**options)
+    return loader(**{option: _typed(name, accepted[option], value) for option, value in options.items()})
+
+
+def _parameters(loader: Loader) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(loader, eval_str=True).parameters
+    except NameError:  # annotations that type checkers alone can resolve
+        return inspect.signature(loader).parameters
+
+
+def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """The value of an option as its annotation has it: a list becomes a tuple, "10" a number. Raises InputError."""
+    hint = parameter.annotation
+    if hint is parameter.empty or isinstance(hint, str):
+        return value
+    rules = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    try:
+        told: Any = create_model("Option", __config__=rules, value=(hint, ...)).model_validate({"value": value})
+        if isinstance(value, bool) and not isinstance(told.value, bool):
+            raise ValueError("true is no number")
+    except ValueError as error:
+        raise InputError(
+            f"the task {name}: given {parameter.name}={value!r:.60}, expected {inspect.formatannotation(hint)}; "
+            f"on the command line: task.{parameter.name}=..."
+        ) from error
+    return told.value
 
 
 def loaded(place: Any) -> Any:

@@ -3,6 +3,7 @@
 It is the off-corpus test: what the model knows without any document must survive a cartridge.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -105,6 +106,16 @@ def ask_general(rng: Random, fact: Fact) -> Question:
     """A question about one fact of the tables, to be asked without any document."""
     text = fill_lookup(rng.choice(lookup_forms(fact.relation)), fact.relation, fact.subject)
     return replace(lookup(text, fact), kind="general")
+
+
+def unasked(questions: Iterable[str]) -> tuple[Fact, ...]:
+    """The facts that none of these questions asks for, in whatever words."""
+    known = set(questions)
+    return tuple(
+        fact
+        for fact in general_facts()
+        if not any(fill_lookup(form, fact.relation, fact.subject) in known for form in lookup_forms(fact.relation))
+    )
 
 
 def draw_general(rng: Random) -> Question:

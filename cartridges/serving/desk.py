@@ -8,13 +8,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cartridges.engine.request import Event, Request, Result
 from cartridges.errors import CartridgesError, unknown_name
 from cartridges.serving.errors import ApiError
+from cartridges.serving.mailbox import Mailbox
 from cartridges.serving.metrics import Metrics
 from cartridges.serving.schema import Sampling
 from cartridges.serving.settings import ServeConfig
@@ -48,6 +48,7 @@ class Desk:
         self.num_open = 0
         self.draining = False
         self._thinking: ChatFormat | None = None
+        self._mailbox: Mailbox | None = None
         self._workers = ThreadPoolExecutor(2, "serving")
 
     @property
@@ -63,6 +64,13 @@ class Desk:
         if self._thinking is None:
             self._thinking = ChatFormat(chat.tokenizer, thinking=True, now=chat.now)
         return self._thinking
+
+    def mailbox(self) -> Mailbox:
+        """Through which the engine's thread reaches the loop that runs."""
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        return self._mailbox
 
     async def work(self, call: Callable[[], Made]) -> Made:
         """The result of a call that takes its time."""
@@ -196,8 +204,9 @@ class Replies:
         self.desk, self.prepared, self.whole = desk, prepared, whole
         self.began, self.told_first, self.aborted = time.monotonic(), False, False
         self.running = 0
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._mailbox = desk.mailbox()
+        self._events: dict[int, list[Event]] = {}  # that were not taken yet, by the number of the reply
+        self._news = asyncio.Event()
         self._handles: list[Handle] = []
         try:
             for index, request in enumerate(prepared.requests):
@@ -217,8 +226,7 @@ class Replies:
             if started and self.whole and event.finish_reason is None:
                 return
             started = True
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(self._take, index, event)
+            self._mailbox.post(self._take, index, event)
 
         return tell
 
@@ -230,22 +238,19 @@ class Replies:
             self.running -= 1
             self.desk.num_open -= 1
             self.desk.metrics.replies.labels(event.finish_reason).inc()
-        self._events.put_nowait((index, event))
+        self._events.setdefault(index, []).append(event)
+        self._news.set()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """What is new, by the number of the reply, until all have ended.
+        """What is new, by the number of the reply, until all have ended: all that came since it was last asked at once.
 
         Raises ApiError where the engine failed, where it takes too long, and where the server shuts down.
         """
         open_replies = len(self._handles)
         while open_replies:
-            left = self.began + self.desk.config.reply_s - time.monotonic()
-            try:
-                index, event = await asyncio.wait_for(self._events.get(), max(0.0, left))
-            except TimeoutError:
-                self.abort()
-                limit = self.desk.config.reply_s
-                raise ApiError(f"no reply within {limit:g} seconds", None, "timeout", 504) from None
+            await self._news_by(self.began + self.desk.config.reply_s)
+            index = next(iter(self._events))
+            event = Event.of(self._events.pop(index))
             if event.finish_reason == "error":
                 self.abort()
                 raise ApiError(f"the engine failed: {event.error}", None, "engine_error", 500)
@@ -254,6 +259,19 @@ class Replies:
                 raise self.desk.closing_down()
             open_replies -= event.finish_reason is not None
             yield index, event
+
+    async def _news_by(self, deadline: float) -> None:
+        """Wait until there are events. Raises ApiError where that takes too long."""
+        left = deadline - time.monotonic()
+        try:
+            if not self._events or left <= 0:
+                self._news.clear()
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+        except TimeoutError:
+            self.abort()
+            limit = self.desk.config.reply_s
+            raise ApiError(f"no reply within {limit:g} seconds", None, "timeout", 504) from None
 
     async def results(self) -> list[Result]:
         """The results of replies that have ended."""

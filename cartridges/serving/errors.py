@@ -17,6 +17,7 @@ from cartridges.errors import CartridgesError
 logger = logging.getLogger("cartridges.serving")
 
 MAX_SHOWN = 80
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 KINDS = {"str", "int", "list", "float", "bool", "function"}  # what pydantic names a choice by
 TYPES = {
     401: "authentication_error",
@@ -75,7 +76,7 @@ class Json(JSONResponse):
 
 def dumps(content: Any) -> bytes:
     """Compact JSON."""
-    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(content).encode("ascii")
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -74,9 +74,8 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for part in self.events:
-                await asyncio.wait_for(
-                    send({"type": "http.response.body", "body": part, "more_body": True}), self.write_s
-                )
+                async with asyncio.timeout(self.write_s):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         except TimeoutError:
             logger.warning("a reader took nothing for %g s; its connection is closed", self.write_s)
             return

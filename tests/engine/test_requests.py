@@ -1,10 +1,12 @@
 """What cannot be answered is told in one line, before any work."""
 
+import numpy as np
 import pytest
 import torch
 
+from cartridges.conversation import TopK
 from cartridges.engine.engine import Engine
-from cartridges.engine.request import Request
+from cartridges.engine.request import Event, Request
 from cartridges.errors import CartridgesError, FormatError, InputError
 from tests.architectures import tiny
 from tests.engine.judges import make_cartridge
@@ -68,3 +70,14 @@ def test_a_model_that_gives_no_numbers_stops_the_run(tiny_tokenizer):
         broken.hf.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(CartridgesError, match="the model gave logits that are no finite numbers"):
         Engine(broken).generate([Request((5,), 1)])
+
+
+def test_events_that_follow_one_another_become_one():
+    rows = [TopK(np.array([[n, n + 1]], np.int32), np.array([[-0.1, -3.0]], np.float32)) for n in (4, 8)]
+    first, second = (Event([token], text, [-0.1], row) for token, text, row in zip((4, 8), "ab", rows, strict=True))
+    end = Event([], "c", [], None, "stop")
+    assert Event.of([first]) is first
+    both = Event.of([first, second, end])
+    assert (both.token_ids, both.text, both.chosen_logprobs) == ([4, 8], "abc", [-0.1, -0.1])
+    assert (both.finish_reason, both.error, both.logprobs) == ("stop", "", TopK.concat(rows))
+    assert Event.of([end, Event([], "", [], None, "error", "no memory")]).error == "no memory"

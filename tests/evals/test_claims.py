@@ -9,9 +9,10 @@ from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.evals import lab as lab_module
 from cartridges.evals.claiming import CLAIMS, check_names, measure_claims
 from cartridges.evals.claims.initializers import steps_to
-from cartridges.evals.claims_page import ORDER, claims_region, load_all, write_page
-from cartridges.evals.finding import Check, Finding
+from cartridges.evals.claims_page import ORDER, claims_region, load_all, table, write_page
+from cartridges.evals.finding import Check, Finding, lead, loss, share
 from cartridges.evals.lab import ClaimsConfig, Lab
+from cartridges.evals.record import Answer, Record
 from cartridges.evals.task import loaded
 
 ROW = {"label": "full context", "accuracy": 0.8, "ci95": [0.7, 0.9], "num": 80, "kv_bytes": 3302400}
@@ -45,6 +46,34 @@ def test_a_table_of_two_commits_is_refused(tmp_path):
 def test_checks_hold_or_do_not():
     assert [check.holds for check in finding().checks] == [False, True]
     assert not Check("unmeasured", 0.0, None).holds
+
+
+def test_a_lead_that_may_be_chance_does_not_hold():
+    seen = {gap: Check("a lead", 0.0, gap, bounds=[gap - 0.1, gap + 0.1]) for gap in (0.2, 0.05, -0.2)}
+    assert [check.holds for check in seen.values()] == [True, False, False]
+    assert [check.verdict for check in seen.values()] == ["holds", "**may be chance**", "**does not hold**"]
+    assert Check("a share", 0.9, 0.95, bounds=[0.8, 1.1]).holds, "a target is compared with what was measured"
+
+
+def test_leads_shares_and_losses_are_of_the_same_questions():
+    ours, theirs = (
+        Record({"method": "m"}, [Answer(number, "r", float(number < right), 1, False) for number in range(40)])
+        for right in (30, 20)
+    )
+    assert lead("l", ours, theirs).measured == 0.25 and lead("l", ours, theirs).holds
+    assert not lead("l", theirs, ours).holds and lead("l", theirs, ours).measured == -0.25
+    assert share("s", 0.6, theirs, ours).measured == pytest.approx(0.6667) and share("s", 0.6, theirs, ours).holds
+    assert not loss("x", 0.02, ours, theirs).holds and loss("x", 0.02, theirs, ours).holds
+    low, high = loss("x", 0.02, ours, theirs).bounds or (0, 0)
+    assert 0 < low < 0.25 < high
+    others = Record({"method": "m"}, [Answer(7, "r", 1.0, 1, False)])
+    with pytest.raises(InputError, match="different questions"):
+        lead("l", ours, others)
+
+
+def test_replies_that_were_cut_off_are_told():
+    assert "replies cut off" in table([{**ROW, "num_cut": 3, "num_empty": 0}])[0]
+    assert "cut off" not in table([{**ROW, "num_cut": 0, "num_empty": 0}])[0]
 
 
 def test_the_page_says_what_does_not_hold_and_where_it_is_from(tmp_path):

@@ -1,15 +1,19 @@
 """Measuring: every item once, also after an interruption; nothing of another run, commit or task is mixed in."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from cartridges.engine.engine import Engine
 from cartridges.errors import FormatError, InputError
 from cartridges.evals import harness
 from cartridges.evals.harness import measure
 from cartridges.evals.method import Answerer
 from cartridges.evals.record import Record, check_together
+from tests.architectures import tiny
 
 
 class Once:
@@ -40,7 +44,7 @@ def test_every_item_is_answered_and_priced(engine, short, tmp_path):
     record = measure(short, "reader", Answerer(lambda item: "The ward has nine beds."), engine, tmp_path)
     assert [answer.item for answer in record.answers] == list(range(len(short.items)))
     row = record.row(record)
-    assert row["num"] == len(short.items) and row["difference"] == [0.0, 0.0, 0.0]
+    assert row["num"] == len(short.items) and row["difference"][0] == 0.0
     assert 0 < row["prompt_tokens"] < 60 and record.kv_bytes == engine.model.kv_bytes(row["prompt_tokens"])
 
 
@@ -62,6 +66,34 @@ def test_answers_of_another_run_are_refused(engine, short, tmp_path, monkeypatch
     monkeypatch.setattr(harness, "commit", lambda: "another")
     with pytest.raises(InputError, match=r"commit .* give another folder, or delete it"):
         measure(short, "alone", Answerer(), engine, tmp_path)
+
+
+def test_answers_of_another_model_of_the_same_shape_are_refused(engine, short, tmp_path, tiny_tokenizer):
+    other = Engine(tiny("qwen3", tiny_tokenizer, seed=1))
+    measure(short, "alone", Answerer(), engine, tmp_path)
+    with pytest.raises(InputError, match=r"holds answers of another run: model '.*' \(now '.*'\); give another folder"):
+        measure(short, "alone", Answerer(), other, tmp_path)
+    identity = engine.model.identity.model_copy(update={"tokenizer_digest": "another"})
+    retold = Once(engine)
+    retold.model = replace(engine.model, identity=identity)
+    with pytest.raises(InputError, match="another run: model"):
+        measure(short, "alone", Answerer(), retold, tmp_path)
+
+
+def test_answers_of_weights_changed_otherwise_are_refused(engine, short, tmp_path):
+    """Both changes have the same size, and their models the identity of the one that was changed."""
+
+    def changed(seed):
+        model = replace(engine.model, hf=copy.deepcopy(engine.model.hf))
+        torch.manual_seed(seed)
+        weight = model.hf.get_decoder().layers[-1].mlp.down_proj.weight
+        weight += 0.1 * torch.randn_like(weight)
+        return Answerer(engine=Engine(model), kept_bytes=100)
+
+    first = measure(short, "lora", changed(1), engine, tmp_path)
+    assert measure(short, "lora", changed(1), engine, tmp_path).answers == first.answers
+    with pytest.raises(InputError, match="holds answers of another run: made_of"):
+        measure(short, "lora", changed(2), engine, tmp_path)
 
 
 def test_an_item_counted_twice_is_refused(engine, short, tmp_path):

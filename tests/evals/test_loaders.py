@@ -184,15 +184,57 @@ def test_ruler_files(tmp_path):
             task_named("ruler", path=written(tmp_path / "odd.jsonl", content))
     with pytest.raises(InputError, match="holds no examples"):
         task_named("ruler", path=written(tmp_path / "none.jsonl", "\n"))
+    assert len(task_named("ruler", path=vt, num_items=1).items) == 1
+    for wrong in (2, 0, -1):
+        with pytest.raises(InputError, match=f"given num_items={wrong}, expected 1 to 1; leave it out for as many"):
+            task_named("ruler", path=vt, num_items=wrong)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_a_line_of_json_may_hold_other_line_ends(tmp_path, mark):
+    rows = [{"input": NIAH.replace("The sky", f"The{mark}sky"), "outputs": ["1234567"]}] * 2
+    content = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    task = task_named("ruler", path=written(tmp_path / "odd.jsonl", content))
+    assert len(task.items) == 2 and f"The{mark}sky is blue." in task.corpus.text
+
+
+def test_files_that_are_no_json_text_are_told(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"input": "\xff"}\n')
+    with pytest.raises(FormatError, match=r"latin.jsonl is not UTF-8 text \(invalid start byte at byte 11\); fetch it"):
+        task_named("ruler", path=tmp_path / "latin.jsonl")
+    deep = "[" * 200_000
+    with pytest.raises(FormatError, match=r"line 1: given '\[\[.*', expected a JSON object; mend or remove it"):
+        task_named("ruler", path=written(tmp_path / "deep.jsonl", deep))
+    with pytest.raises(FormatError, match=r"deep.json is not JSON \(RecursionError\); fetch it again"):
+        task_named("longhealth", path=written(tmp_path / "deep.json", deep))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_needles_stand_in_the_haystack(variant):
-    task = task_named("ruler", variant=variant, num_items=10)
+    task = task_named("ruler", variant=variant, num_items=1 if variant == "single" else 10)
     for item in task.items:
         assert all(f"is: {gold}." in task.corpus.text for gold in item.golds)
         assert item.score(item.answer) == 1.0 and item.score("no idea") == 0.0
     assert len({item.question for item in task.items}) == len(task.items)
+
+
+@pytest.mark.parametrize(
+    ("variant", "num_needles", "num_all"),
+    [("single", 24, 1), ("multikey", 50, 50), ("multivalue", 3, 3), ("multiquery", 4, 24)],
+)
+def test_as_many_needles_as_asked_for(variant, num_needles, num_all):
+    for num_items in {1, num_all}:
+        task = task_named("ruler", variant=variant, num_items=num_items, num_needles=num_needles)
+        assert len({item.question for item in task.items}) == len(task.items) == num_items
+    assert len(task_named("ruler", variant=variant, num_needles=num_needles).items) == num_all
+    for wrong in (num_all + 1, 0, -5):
+        with pytest.raises(InputError, match=f"given num_items={wrong}, expected 1 to {num_all}; leave it out for as"):
+            task_named("ruler", variant=variant, num_items=wrong, num_needles=num_needles)
+
+
+def test_no_more_than_a_hundred_needles_where_no_number_is_given():
+    assert len(task_named("ruler", variant="multiquery").items) == 100
+    assert len(task_named("ruler", num_needles=100).items) == 100
 
 
 def test_needles_that_cannot_be():

@@ -1,6 +1,8 @@
 """Tasks: refused where nothing could be measured; found by name; the world's questions are about its documents."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from cartridges.corpus import Corpus
 from cartridges.errors import InputError
 from cartridges.evals.task import Task, own_tasks, task_named
 from cartridges.evals.tasks.pocket import general_task, pocket_task
+from cartridges.pocket.knowledge import general_facts
 from cartridges.questions import Item
 
 CORPUS = Corpus.from_texts({"a.md": "The ward has nine beds."})
@@ -47,6 +50,47 @@ def test_tasks_by_name():
         del own_tasks["beds"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ruler", {"num_items": "ten"}, "given num_items='ten', expected int | None; on the command line: task.num_"),
+        ("ruler", {"num_items": 1.5}, "given num_items=1.5, expected int | None"),
+        ("ruler", {"num_items": True}, "given num_items=True, expected int | None"),
+        ("ruler", {"path": ["a"]}, "given path=['a'], expected str | pathlib.Path"),
+        ("pocket", {"num_tokens": "x"}, "given num_tokens='x', expected int; on the command line: task.num_tokens=..."),
+        ("pocket", {"num_tokens": None}, "given num_tokens=None, expected int"),
+        ("pocket", {"kinds": "lookup"}, "given kinds='lookup', expected tuple[str, ...]"),
+        ("mtob", {"folder": "x", "with_sentences": "maybe"}, "given with_sentences='maybe', expected bool"),
+    ],
+)
+def test_options_of_another_type_are_refused(name, options, message):
+    with pytest.raises(InputError) as raised:
+        task_named(name, **options)
+    assert message in str(raised.value) and f"the task {name}" in str(raised.value)
+
+
+def test_options_become_what_the_loader_names():
+    given = []
+
+    def beds(path: str | Path, num: "int" = 1, kinds: tuple[str, ...] = (), item: Item = ITEM, plain=0):
+        given.append((path, num, kinds, item, plain))
+        return Task("beds", CORPUS, (ITEM,))
+
+    def unresolved(num: "Nowhere" = 0):  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        given.append(num)
+        return Task("beds", CORPUS, (ITEM,))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(own_tasks, "beds", beds)
+        patch.setitem(own_tasks, "unresolved", unresolved)
+        patch.setitem(own_tasks, "partial", partial(beds, "a"))
+        task_named("beds", path=Path("a"), num="10", kinds=["x"], item=ITEM, plain=True)
+        task_named("beds", path=2024)
+        task_named("unresolved", num="x")
+        task_named("partial", num=2)
+    assert given == [(Path("a"), 10, ("x",), ITEM, True), ("2024", 1, (), ITEM, 0), "x", ("a", 2, (), ITEM, 0)]
+
+
 @pytest.mark.parametrize("family", ["ward", "firm", "code", "tongue", "haystack"])
 def test_right_answers_of_every_family_score(family):
     kinds = ("translation",) if family == "tongue" else ("lookup", "reverse", "multiple_choice", "unanswerable")
@@ -71,5 +115,10 @@ def test_kinds_that_nothing_scores_are_refused():
 
 
 def test_general_questions_avoid_those_asked_before():
-    asked = tuple(item.question for item in general_task(20).items)
-    assert not {item.question for item in general_task(20, avoid=asked).items} & set(asked)
+    asked = general_task(20).items
+    others = general_task(400, avoid=tuple(item.question for item in asked)).items
+    assert len(others) == len(general_facts()) - 20, "nor in other words"
+    assert not {item.question for item in others} & {item.question for item in asked}
+    everything = tuple(item.question for item in general_task(400).items)
+    with pytest.raises(InputError, match="questions to avoid, which leave no fact"):
+        general_task(avoid=everything)

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from cartridges.pocket.families import FAMILIES, make_context
-from cartridges.pocket.knowledge import CONTINENTS, ask_general, draw_general, draw_unknown, general_facts
+from cartridges.pocket.knowledge import CONTINENTS, ask_general, draw_general, draw_unknown, general_facts, unasked
 from cartridges.pocket.lessons import relations_by_kind
 from cartridges.pocket.names import SPLITS, split_of
 from cartridges.pocket.questions import NOT_KNOWN, STRANGERS
@@ -68,6 +68,12 @@ def test_every_fact_is_asked_for_by_name_and_answered():
         assert fact.subject in question.text
         assert question.answer == f"The {fact.relation.noun} of {fact.subject} is {fact.value}."
         assert (question.gold, question.needs) == ((fact.value,), (fact,))
+
+
+def test_a_fact_that_was_asked_for_in_any_words_is_known_as_asked():
+    asked = [ask_general(rng_of(number), FACTS[number % 3]).text for number in range(30)]
+    assert unasked(asked) == FACTS[3:]
+    assert unasked(["What is the dose of budoine?"]) == FACTS
 
 
 def test_draws_reach_all_facts():

@@ -1,9 +1,7 @@
 """Claim a: self-study matches the full context at a fraction of its bytes; all methods at equal bytes."""
 
-from typing import Any
-
 from cartridges.errors import InputError
-from cartridges.evals.finding import Check, Finding, point
+from cartridges.evals.finding import Finding, lead, point, share
 from cartridges.evals.lab import Lab
 from cartridges.evals.method import METHODS
 from cartridges.evals.record import Record
@@ -40,6 +38,7 @@ def capacity(lab: Lab) -> Finding:
     missing = [name for name in SIZED if name not in METHODS]
     if missing:
         finding.notes.append(f"not in this build, and so not measured: {', '.join(missing)}")
+    reached: dict[int, dict[str, Record]] = {factor: {} for factor in lab.config.factors}
     for factor in lab.config.factors:
         num_slots = lab.slots_for(task.corpus, factor)
         at_twenty = factor == 20 or len(lab.config.factors) == 1
@@ -55,11 +54,12 @@ def capacity(lab: Lab) -> Finding:
             row = {**record.row(full), "factor": factor}
             finding.rows.append(row)
             finding.curves.setdefault(label, []).append(point(factor, row))
+            reached[factor][name] = record
             if name == "cartridge" and factor in TARGETS:
-                add_ratio(finding, "cartridge", factor, row)
+                add_share(finding, "cartridge", factor, record, full)
                 if lab.config.thorough > 1 and at_twenty:
                     add_thorough(finding, lab, task, full, factor)
-    add_lead(finding)
+    add_leads(finding, reached)
     finding.notes.append(
         f"the study's seed prompts are of the kinds {', '.join(lab.config.seed_kinds or ['all'])}, as look-ups are "
         "asked; this was chosen on validation documents. What other kinds give other questions is another table"
@@ -68,10 +68,9 @@ def capacity(lab: Lab) -> Finding:
     return finding
 
 
-def add_ratio(finding: Finding, what: str, factor: int, row: dict[str, Any]) -> None:
+def add_share(finding: Finding, what: str, factor: int, record: Record, full: Record) -> None:
     """The target of this size."""
-    of = row["ratio"]
-    finding.checks.append(Check(f"{what} over full context at {factor}x", TARGETS[factor], of and of[0]))
+    finding.checks.append(share(f"{what} over full context at {factor}x", TARGETS[factor], record, full))
 
 
 def add_thorough(finding: Finding, lab: Lab, task: Task, full: Record, factor: int) -> None:
@@ -86,16 +85,14 @@ def add_thorough(finding: Finding, lab: Lab, task: Task, full: Record, factor: i
     row = {**record.row(full), "factor": factor}
     finding.rows.append(row)
     finding.curves.setdefault(label, []).append(point(factor, row))
-    add_ratio(finding, label, factor, row)
+    add_share(finding, label, factor, record, full)
 
 
-def add_lead(finding: Finding) -> None:
+def add_leads(finding: Finding, reached: dict[int, dict[str, Record]]) -> None:
     """The cartridge against the best other method of each size from 20x on."""
-    for factor in sorted({row["factor"] for row in finding.rows if row.get("factor", 0) >= 20}):
-        rows = [row for row in finding.rows if row.get("factor") == factor]
-        ours = next((row for row in rows if row["method"].startswith("cartridge")), None)
-        others = [row for row in rows if row is not ours and not row["method"].startswith("thorough")]
-        if ours and others:
-            best = max(others, key=lambda row: row["accuracy"])
-            lead = round(ours["accuracy"] - best["accuracy"], 4)
-            finding.checks.append(Check(f"cartridge minus the best other at {factor}x ({best['label']})", 0.0, lead))
+    for factor, records in reached.items():
+        others = [record for name, record in records.items() if name != "cartridge"]
+        if factor >= 20 and "cartridge" in records and others:
+            best = max(others, key=lambda record: record.accuracy)
+            what = f"cartridge minus the best other at {factor}x ({best.label})"
+            finding.checks.append(lead(what, records["cartridge"], best))

@@ -11,8 +11,10 @@ import torch
 from cartridges.cartridge import Cartridge
 from cartridges.compose import compose
 from cartridges.corpus import Corpus
-from cartridges.evals.finding import Check, Finding, point
+from cartridges.errors import InputError
+from cartridges.evals.finding import Finding, lead, point
 from cartridges.evals.lab import Lab
+from cartridges.evals.method import Answerer
 from cartridges.evals.record import Answer, Record
 from cartridges.evals.task import Task
 
@@ -32,6 +34,8 @@ def stacked(parts: Sequence[Cartridge], one_sink: bool) -> Cartridge:
         pairs = zip(parts, skipped, strict=True)
         return torch.cat([getattr(part, name)[layer][:, skip:] for part, skip in pairs], 1)
 
+    if any(part.bias is not None for part in parts):
+        raise InputError("given cartridges with a bias, expected such without; stacking them is for the claim alone")
     num_layers = len(parts[0].keys)
     keys, values = ([joined(name, layer) for layer in range(num_layers)] for name in ("keys", "values"))
     manifest = parts[0].manifest.model_copy(
@@ -63,38 +67,41 @@ def composition(lab: Lab) -> Finding:
     share = max(120, lab.config.num_tokens // 4)
     whole = lab.task(num_tokens=most * share, num_documents=most)
     documents = list(whole.corpus)
-    made = []
+    made: list[Answerer] = []
     for document in documents:
         corpus = Corpus([document])
         data = lab.study(corpus, num_conversations=max(64, lab.config.num_conversations // 2))
-        made.append(lab.train(data, corpus, lab.slots_for(corpus, 10), max_steps=max(3, lab.config.steps // 2)))
+        trained = lab.train(data, corpus, lab.slots_for(corpus, 10), max_steps=max(3, lab.config.steps // 2))
+        made.append(lab.answers(trained, data))
     for num in lab.config.num_composed:
         paths = [document.path for document in documents[:num]]
         items = tuple(replace(item) for item in whole.items if item.document in paths)
         task = Task(f"{whole.name}-first{num}", Corpus(documents[:num]), items)
-        parts = made[:num]
+        parts = [answerer.cartridge for answerer in made[:num] if answerer.cartridge]
+        build_s = sum(answerer.build_s for answerer in made[:num])
         forms = {
             TURNED: compose(parts, lab.model),
             ONE_SINK: stacked(parts, one_sink=True),
             AS_THEY_ARE: stacked(parts, one_sink=False),
         }
         oracle = lab.run(task, "document", "the right document", 0)
-        alone = each_alone(lab, task, parts)
+        alone = replace(each_alone(lab, task, parts), build_s=build_s)
         records = {ALONE: alone}
         for label, cartridge in forms.items():
             name = f"{label.replace(' ', '-').replace(',', '')}-{num}"
-            records[label] = lab.measure(task, lab.answers(cartridge), name, f"{num} together, {label}")
+            answerer = Answerer(cartridge=cartridge, build_s=build_s)
+            records[label] = lab.measure(task, answerer, name, f"{num} together, {label}")
         finding.rows.append({**oracle.row(), "num_together": num})
         for label, record in records.items():
             row = {**record.row(alone), "num_together": num}
             finding.rows.append(row)
             finding.curves.setdefault(label, []).append(point(num, row))
-        if num == most:
-            lead = records[TURNED].accuracy - records[AS_THEY_ARE].accuracy
-            finding.checks.append(Check(f"{num} together, keys turned minus as they are", 0.0, round(lead, 4)))
+        what = f"{num} together, keys turned minus as they are"
+        finding.checks.append(lead(what, records[TURNED], records[AS_THEY_ARE]))
     finding.notes.append(
         "all are trained alone; the bytes of each are a tenth of its document's. What training beside others does is "
         "not measured here"
     )
-    finding.about = {"documents": len(documents), "slots": [cartridge.num_slots for cartridge in made]}
+    finding.notes.append("seconds are those of all parts' study and training; putting them together takes none")
+    finding.about = {"documents": len(documents), "slots": [a.cartridge.num_slots for a in made if a.cartridge]}
     return finding

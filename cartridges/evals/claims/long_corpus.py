@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from cartridges.engine.engine import Engine
 from cartridges.errors import InputError
-from cartridges.evals.finding import Check, Finding, point
+from cartridges.evals.finding import Check, Finding, point, share
 from cartridges.evals.lab import Lab
 from cartridges.evals.method import built
 
@@ -43,8 +43,7 @@ def long_corpus(lab: Lab) -> Finding:
             finding.rows.append(row)
             finding.curves.setdefault(name, []).append(point(num, row))
         if num == max(lab.config.windows):
-            of = record.row(oracle)["ratio"]
-            finding.checks.append(Check(f"cartridge over the right document, {num} windows", 0.90, of and of[0]))
+            finding.checks.append(share(f"cartridge over the right document, {num} windows", 0.90, record, oracle))
             cut = rows["truncated to the window"].accuracy
             finding.checks.append(Check(f"truncation, {num} windows", 0.25, cut, at_least=False))
     finding.notes.append(

@@ -1,6 +1,6 @@
 """Claim b: next-token training does not do what distillation does; hard labels, seed prompts, the speaker's tokens."""
 
-from cartridges.evals.finding import Check, Finding
+from cartridges.evals.finding import Finding, lead
 from cartridges.evals.lab import MIXED, Lab
 
 TITLE = "Distillation on self-study, not next-token training"
@@ -33,7 +33,7 @@ def objectives(lab: Lab) -> Finding:
     base = records["distilled"]
     finding.rows = [full.row(base), *(record.row(base) for record in records.values())]
     for name, label in (("hard", "hard labels"), ("text", "raw text"), ("one-kind", "one kind of seed prompt")):
-        finding.checks.append(Check(f"distillation minus {label}", 0.0, base.accuracy - records[name].accuracy))
+        finding.checks.append(lead(f"distillation minus {label}", base, records[name]))
     finding.notes.append("differences and ratios are against distillation with five kinds of seed prompts")
     finding.about = {"task": task.name, "kinds": MIXED, "num_slots": num_slots, "num_items": len(task.items)}
     return finding

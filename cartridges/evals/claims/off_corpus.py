@@ -1,6 +1,6 @@
 """Claim f: what a cartridge does to questions off its corpus, and to questions that the corpus does not answer."""
 
-from cartridges.evals.finding import Check, Finding
+from cartridges.evals.finding import Finding, lead, loss
 from cartridges.evals.lab import Lab
 from cartridges.evals.tasks.pocket import general_task
 
@@ -35,15 +35,16 @@ def off_corpus(lab: Lab) -> Finding:
             record = lab.measure(task, lab.answers(made, dataset), f"off-{shares[label]}", f"cartridge, {label}")
             reference = full.get(name, alone[name])
             finding.rows.append({**record.row(reference), "asked": name})
-            reached[label, name] = record.accuracy
+            reached[label, name] = record
     first = "15% general conversations"
-    lost = alone["general knowledge"].accuracy - reached[first, "general knowledge"]
-    finding.checks.append(Check("general knowledge lost, 15% general", 0.02, round(lost, 4), at_least=False))
-    gain = reached[first, "general knowledge"] - reached["none", "general knowledge"]
-    finding.checks.append(Check("general knowledge, 15% general minus none", 0.0, round(gain, 4)))
+    kept, without = reached[first, "general knowledge"], reached["none", "general knowledge"]
+    finding.checks += [
+        loss("general knowledge lost, 15% general", 0.02, alone["general knowledge"], kept),
+        lead("general knowledge, 15% general minus none", kept, without),
+    ]
     finding.notes.append(
-        "self-study asks nothing that its text does not answer, so it shows no example of saying so; general questions "
-        "of the table were asked in no conversation"
+        "self-study asks nothing that its text does not answer, so it shows no example of saying so; what general "
+        "questions of the table ask for was asked for in no conversation, in whatever words"
     )
     finding.about = {"task": lookups.name, "num_slots": num_slots, "num_items": len(lookups.items)}
     return finding

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from cartridges.evals.finding import Check, Finding
+from cartridges.evals.finding import Finding, lead
 from cartridges.evals.lab import Lab
+from cartridges.evals.record import Record
 from cartridges.evals.tasks.pocket import general_task
 
 TITLE = "What of the recipe matters"
@@ -36,21 +37,23 @@ def recipe(lab: Lab) -> Finding:
         "keys and values at one rate, 0.2": {"lr": 0.2, "values_lr_ratio": 1.0},
     }
     base = None
+    asked_of: dict[str, Record] = {}
+    off_corpus: dict[str, Record] = {}
     for number, (label, values) in enumerate(arms.items()):
         made = lab.train(data, task.corpus, num_slots, max_steps=max(2, lab.config.steps // 2), **values)
         answers = lab.answers(made, data)
         record = lab.measure(task, answers, f"recipe-{number}", label)
         base = base or record
         kept = lab.measure(general, answers, f"recipe-{number}-{made.digest[:8]}", label)
+        asked_of[label], off_corpus[label] = record, kept
         row = record.row(base)
         row |= {"heldout_loss": round(made.manifest.metrics["heldout_loss"], 4), "general": round(kept.accuracy, 4)}
         finding.rows.append(row)
-    by_label = {row["label"]: row for row in finding.rows}
-    first, random = by_label["first corpus tokens first"], by_label["random slots first (preset)"]
-    gap = first["accuracy"] - random["accuracy"]
-    finding.checks.append(Check("first corpus tokens minus random", 0.0, round(gap, 4)))
-    harm = random["general"] - by_label["no frozen sink"]["general"]
-    finding.checks.append(Check("general knowledge, frozen sink minus none", 0.0, round(harm, 4)))
+    first, random, no_sink = "first corpus tokens first", "random slots first (preset)", "no frozen sink"
+    finding.checks += [
+        lead("first corpus tokens minus random", asked_of[first], asked_of[random]),
+        lead("general knowledge, frozen sink minus none", off_corpus[random], off_corpus[no_sink]),
+    ]
     finding.notes.append("half of the preset's steps each, as what counts is the difference between rows")
     finding.notes.append("made on validation documents, as these are choices; other tables are of test documents")
     finding.about = {"task": task.name, "num_slots": num_slots, "num_items": len(task.items)}

@@ -1,6 +1,6 @@
 """Claim g: quality against the number of conversations and steps, coverage, and the length of chunks."""
 
-from cartridges.evals.finding import Check, Finding, point
+from cartridges.evals.finding import Finding, lead, point
 from cartridges.evals.lab import Lab
 
 TITLE = "More study, better cartridge"
@@ -36,11 +36,11 @@ def scaling(lab: Lab) -> Finding:
             "salient_covered": told.get("salient_ratio"),
         }
         finding.rows.append(row)
-        reached[label] = record.accuracy
+        reached[label] = record
         if "num_conversations" in study:
             finding.curves.setdefault("by conversations", []).append(point(len(data.conversations), row))
-    gain = reached[f"{sizes[-1]} conversations"] - reached[f"{sizes[0]} conversations"]
-    finding.checks.append(Check(f"{sizes[-1]} conversations minus {sizes[0]}", 0.0, round(gain, 4)))
+    most_of, least_of = (reached[f"{num} conversations"] for num in (sizes[-1], sizes[0]))
+    finding.checks.append(lead(f"{sizes[-1]} conversations minus {sizes[0]}", most_of, least_of))
     finding.about = {"task": task.name, "num_slots": num_slots, "num_items": len(task.items)}
     return finding
 

@@ -12,12 +12,11 @@ from cartridges.errors import InputError, unknown_name
 from cartridges.evals.task import Task
 from cartridges.pocket.families import FAMILIES, make_context
 from cartridges.pocket.items import FREE, draw_questions, item_of
-from cartridges.pocket.knowledge import ask_general, general_facts
+from cartridges.pocket.knowledge import ask_general, unasked
 from cartridges.pocket.lessons import TOKENS_PER_SIZE, fill_context
 from cartridges.pocket.names import SPLITS
 from cartridges.pocket.questions import DRAWS
 from cartridges.pocket.world import Context
-from cartridges.questions import Item
 from cartridges.rng import rng_of
 
 SCORED = tuple(kind for kind in DRAWS if kind not in FREE or kind == "translation")
@@ -71,12 +70,12 @@ def paths_of(context: Context) -> list[str]:
 
 
 def general_task(num_items: int = 100, seed: int = 0, avoid: tuple[str, ...] = ()) -> Task:
-    """General knowledge, which no document tells: what must survive a cartridge. `avoid` are questions not to ask."""
-    rng = rng_of("evals", "general", seed)
-    facts = rng.sample(general_facts(), len(general_facts()))
-    items: list[Item] = []
-    for fact in facts:
-        item = item_of(ask_general(rng, fact))
-        if item.question not in avoid and len(items) < num_items:
-            items.append(item)
+    """General knowledge, which no document tells: what must survive a cartridge.
+
+    `avoid` are questions whose facts are not asked for, in whatever words. Raises InputError where they leave nothing.
+    """
+    rng, facts = rng_of("evals", "general", seed), unasked(avoid)
+    items = [item_of(ask_general(rng, fact)) for fact in rng.sample(facts, min(num_items, len(facts)))]
+    if not items:
+        raise InputError(f"given {len(avoid)} questions to avoid, which leave no fact of general knowledge to ask for")
     return Task(f"pocket-general-{seed}", Corpus.from_texts({"nothing.md": "Nothing is told here."}), tuple(items))

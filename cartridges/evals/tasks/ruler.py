@@ -7,6 +7,7 @@ keys, several values a key, several keys a question. Metric: string_match_all, t
 holds; for the two QA variants string_match_part. Published: Llama-3.1-8B 4k 95.5, 128k 77.0 (2404.06654, mean of 13).
 """
 
+import math
 import re
 from pathlib import Path
 from random import Random
@@ -20,6 +21,8 @@ from cartridges.rng import rng_of
 
 # Where the question of a variant begins; the last match counts, as a haystack may hold anything.
 QUESTIONS = re.compile(r"\n+(?=What (?:is|are all) the special magic |Question: )")
+MAX_ITEMS = 100  # where no number is given
+NUM_KEYS_ASKED = 4  # of the variant multiquery
 VARIANTS = ("single", "multikey", "multivalue", "multiquery")
 PUBLISHED = "arXiv 2404.06654: Llama-3.1-8B, mean of 13 variants, 95.5 at 4k and 77.0 at 128k tokens"
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
@@ -41,14 +44,15 @@ NOUNS = (
 def ruler_task(
     path: str | Path = "",
     variant: str = "",
-    num_items: int = 100,
+    num_items: int | None = None,
     num_needles: int = 24,
     num_sentences: int = 200,
     seed: int = 0,
 ) -> Task:
     """A file of RULER's, or, without a path, needles made here for one of VARIANTS.
 
-    Raises InputError, FormatError.
+    Without `num_items` these are as many as there are, up to 100. Raises InputError, also where there are fewer than
+    asked for, and FormatError.
     """
     if not path:
         return needles(variant or "multikey", num_items, num_needles, num_sentences, seed)
@@ -56,7 +60,10 @@ def ruler_task(
     name = variant or (file.parent.name if file.stem in ("validation", "test") else file.stem)
     texts: dict[str, str] = {}
     items: list[Item] = []
-    for number, row in enumerate(read_jsonl(file)[:num_items], start=1):
+    rows = read_jsonl(file)
+    if not rows:
+        raise InputError(f"{file} holds no examples, expected lines with 'input' and 'outputs'")
+    for number, row in enumerate(rows[: _number_of(num_items, len(rows))], start=1):
         where = f"{file}, example {number}"
         golds = tuple(str(gold) for gold in field(row, "outputs", list, where))
         context, question = parted(field(row, "input", str, where), where)
@@ -64,9 +71,16 @@ def ruler_task(
         texts[key] = context
         match = "any" if name.startswith("qa") else "share"
         items.append(Item(question, ", ".join(golds), golds, match, key, name))
-    if not items:
-        raise InputError(f"{file} holds no examples, expected lines with 'input' and 'outputs'")
     return Task(f"ruler-{name}", Corpus.from_texts(texts), tuple(items), "string match", 128, PUBLISHED)
+
+
+def _number_of(num_items: int | None, num_all: int) -> int:
+    """How many items are taken of all that there are. Raises InputError for more than that."""
+    if num_items is None:
+        return min(MAX_ITEMS, num_all)
+    if not 0 < num_items <= num_all:
+        raise InputError(f"given num_items={num_items}, expected 1 to {num_all}; leave it out for as many as there are")
+    return num_items
 
 
 def parted(text: str, where: str) -> tuple[str, str]:
@@ -78,9 +92,16 @@ def parted(text: str, where: str) -> tuple[str, str]:
 
 
 def needles(
-    variant: str = "multikey", num_items: int = 100, num_needles: int = 24, num_sentences: int = 200, seed: int = 0
+    variant: str = "multikey",
+    num_items: int | None = None,
+    num_needles: int = 24,
+    num_sentences: int = 200,
+    seed: int = 0,
 ) -> Task:
-    """One haystack of filler with many needles. Raises InputError for an unknown variant or too many needles."""
+    """One haystack of filler with many needles, of which no two items ask the same.
+
+    Raises InputError for an unknown variant, too many needles, or more items than there are questions about them.
+    """
     if variant not in VARIANTS:
         raise InputError(unknown_name("variant", variant, VARIANTS))
     rng = rng_of("needles", variant, seed)
@@ -97,14 +118,22 @@ def needles(
         for number in numbers:
             sentences.insert(rng.randint(0, len(sentences)), NEEDLE.format(key=key, value=number))
     corpus = Corpus.from_texts({"haystack.txt": " ".join(sentences)})
-    items = [asked(rng, values, variant) for _ in range(num_items * 4)]
-    items = list({item.question: item for item in items}.values())[:num_items]
-    return Task(f"needles-{variant}-{seed}", corpus, tuple(items), "string match", 128, PUBLISHED)
+    num_items = _number_of(num_items, math.perm(len(values), keys_asked(values, variant)))
+    items: dict[str, Item] = {}
+    while len(items) < num_items:
+        item = asked(rng, values, variant)
+        items.setdefault(item.question, item)
+    return Task(f"needles-{variant}-{seed}", corpus, tuple(items.values()), "string match", 128, PUBLISHED)
+
+
+def keys_asked(values: dict[str, tuple[str, ...]], variant: str) -> int:
+    """How many keys a question names."""
+    return min(NUM_KEYS_ASKED, len(values)) if variant == "multiquery" else 1
 
 
 def asked(rng: Random, values: dict[str, tuple[str, ...]], variant: str) -> Item:
     """A question for one key, or for four."""
-    keys = rng.sample(sorted(values), min(4, len(values)) if variant == "multiquery" else 1)
+    keys = rng.sample(sorted(values), keys_asked(values, variant))
     golds = tuple(number for key in keys for number in values[key])
     many = len(golds) > 1
     text = (
