@@ -56,6 +56,8 @@ seeds or models. A lead whose interval reaches 0 may be chance, and does not hol
   steps at the preset's rates than at the published one.
 - **Eviction and attention matching alone.** Pocket reads by copying: every token of a name or a number must be there.
   Few questions need just the tokens that are kept.
+- **Composed cartridges.** Each alone answers its own questions; together, those that were trained apart hide each
+  other's text, and turning keys to their old distance or keeping one sink is no help that these questions could show.
 - **General knowledge.** The preset's rates move the slots far; general conversations in the study bring back part of
   what that costs.
 - **Saying that the text does not tell.** No target, but a loss: the preset leaves such answers out of the study
