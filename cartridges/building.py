@@ -32,7 +32,7 @@ from cartridges.recipe import TrainConfig
 from cartridges.report import Ledger, write_report
 from cartridges.results import RESULTS, Results
 from cartridges.rng import rng_of
-from cartridges.run_folder import disk_errors_told, write_whole
+from cartridges.run_folder import disk_errors_told, json_bytes, write_json, write_whole
 from cartridges.seeds import load_seeds
 from cartridges.study_plan import SynthesizeConfig
 from cartridges.synthesis import study_seconds, synthesize
@@ -144,6 +144,8 @@ def build(
 
 def check_sizes(corpus: Corpus, model: Model, config: BuildConfig) -> None:
     """Refuse, before any work, sizes that the corpus or the window cannot fill."""
+    if config.train.slots not in (TrainConfig.resolve().slots, *config.slots, *PRESET_SLOTS):
+        raise ConfigError(f"given train.slots={config.train.slots}; in a build give slots=[{config.train.slots}]")
     num_tokens = len(model.ids(corpus.text))
     for size in config.slots:
         if size > num_tokens:
@@ -160,8 +162,6 @@ def check_sizes(corpus: Corpus, model: Model, config: BuildConfig) -> None:
                 f"{model.window} together; give fewer slots or shorter conversations"
             )
         config.train_config(size)
-    if config.train.slots not in (TrainConfig.resolve().slots, *config.slots, *PRESET_SLOTS):
-        raise ConfigError(f"given train.slots={config.train.slots}; in a build give slots=[{config.train.slots}]")
     _ = model.head  # refuses a model that training cannot project
 
 
@@ -192,12 +192,7 @@ def claim_source(out: Path, corpus: Corpus, source: Mapping[str, Sequence[str]])
         raise InputError(f"{out} holds other files ({other[0]}); give a new or empty folder as --out")
     out.mkdir(parents=True, exist_ok=True)
     about = {"corpus_digest": corpus.digest, **source, "summary": corpus.summary()}
-    write_whole(path, _as_json(about, indent=1))
-
-
-def _as_json(content: Mapping[str, object], indent: int | None = None) -> bytes:
-    """JSON with a line feed; half surrogates, as in names of files that are no UTF-8, in JSON's own escapes."""
-    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    write_json(path, about)
 
 
 def heldout_items(dataset: Dataset, config: TrainConfig | None = None) -> list[Item]:
@@ -244,7 +239,7 @@ def measured(
         "config": config.evaluate.model_dump(mode="json"),
         "max_general": config.max_general,
     }
-    content = _as_json(stamp)
+    content = json_bytes(stamp, indent=None)
     if path.exists() and stamp_path.exists() and stamp_path.read_bytes() == content:
         try:
             return Results.load(path)

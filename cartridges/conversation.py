@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cartridges.errors import FormatError
+from cartridges.errors import FormatError, half_pair
 from cartridges.template import Message
 
 if TYPE_CHECKING:
@@ -234,10 +234,8 @@ class Conversation:
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise FormatError(f"{name} is {text!r}, expected a text")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise FormatError(f"{name} has half of a surrogate pair at {error.start}, expected Unicode") from error
+            if broken := half_pair(text):
+                raise FormatError(f"{name} has {broken}")
 
 
 def _as_int32(name: str, values: Any, num_axes: int) -> np.ndarray:

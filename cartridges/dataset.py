@@ -21,7 +21,7 @@ import numpy as np
 
 from cartridges.conversation import Conversation, TopK
 from cartridges.errors import FormatError, InputError
-from cartridges.run_folder import write_whole
+from cartridges.run_folder import write_json, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,8 +146,7 @@ class Dataset:
     @staticmethod
     def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         """Write the manifest of the dataset in `folder`; where it gives `num_kept`, `load` counts."""
-        content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        write_whole(Path(folder) / MANIFEST, content.encode(errors="backslashreplace"))  # for names that are no Unicode
+        write_json(Path(folder) / MANIFEST, manifest)
 
     def save(self, folder: Path, shard_len: int = 1024) -> None:
         """Write shards and the manifest, with their own count and digest. Raises InputError where there are shards."""

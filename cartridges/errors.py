@@ -26,12 +26,25 @@ class InputError(CartridgesError):
     """A file or argument of the user cannot be used."""
 
 
+class TooLong(InputError):
+    """A text does not fit the model's window."""
+
+
 class FormatError(CartridgesError):
     """An artifact written earlier is damaged or of another format."""
 
 
 class InterruptedRun(CartridgesError):
     """A run stopped before its end; the message says how to resume it."""
+
+
+def half_pair(text: str) -> str:
+    """What is wrong with a text that no file and no tokenizer takes, as JSON can write it; "" for a whole one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair at {error.start}, expected Unicode"
+    return ""
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ keep a share of every delta's energy, unless one is given; what is cut off is re
 Shapes: O outputs, I inputs, R rank.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cartridges.errors import InputError
 from cartridges.mlp import decoder_blocks
 from cartridges.model import Model
 from cartridges.moments import factors
-from cartridges.run_folder import disk_errors_told, write_whole
+from cartridges.run_folder import disk_errors_told, write_json, write_whole
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FULL_ENERGY = 1.0 - 1e-12
@@ -82,7 +81,7 @@ def export_lora(
         content = save(tensors, {"format": "pt"})
         write_whole(folder / TENSORS, content)
         config = lora_config(adapter, sorted(placed), size)
-        write_whole(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+        write_json(folder / CONFIG, config)
     return LoraReport(size, errors, _has_bias(adapter), len(content))
 
 

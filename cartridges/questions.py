@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cartridges.errors import InputError, unknown_name
+from cartridges.errors import InputError, half_pair, unknown_name
 from cartridges.scores import RULES
 
 
@@ -61,21 +61,11 @@ def _item(where: str, line: str) -> Item:
     if match not in RULES:
         raise InputError(f"{where}: {unknown_name('match', match, RULES)}")
     item = Item(row["question"], answer, tuple(golds), match, document, kind or "question")
-    for key, text in (("question", item.question), ("answer", answer), ("document", document), ("kind", kind)):
-        _check_unicode(f"{where}: '{key}'", text)
-    for text in golds:
-        _check_unicode(f"{where}: 'gold'", text)
+    texts = {"question": [item.question], "answer": [answer], "gold": golds, "document": [document], "kind": [kind]}
+    for key, told in texts.items():
+        for broken in filter(None, map(half_pair, told)):
+            raise InputError(f"{where}: '{key}' has {broken}; mend or remove it")
     return item
-
-
-def _check_unicode(what: str, text: str) -> None:
-    """Refuse what no file and no tokenizer takes. JSON can write half of a surrogate pair, Unicode has none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{what} has half of a surrogate pair at {error.start}, expected Unicode; mend or remove it"
-        ) from error
 
 
 def _text(row: dict[str, Any], key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cartridges.errors import FormatError, InputError
-from cartridges.run_folder import write_whole
+from cartridges.run_folder import write_json
 
 RESULTS = "results.json"
 # Names of methods; those of a size go on with "-" and the cartridge's label.
@@ -93,8 +93,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
-        content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        write_whole(Path(path), content.encode(errors="backslashreplace"))  # names of files may hold half surrogates
+        write_json(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:

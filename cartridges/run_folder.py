@@ -6,6 +6,7 @@ A process that dies at any moment releases the folder and leaves at most `*.part
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -96,6 +97,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _named(error, path) from error
+
+
+def json_bytes(content: Any, indent: int | None = 1) -> bytes:
+    """JSON with a line feed; half surrogates, as in names of files that are no UTF-8, in JSON's own escapes."""
+    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as `write_whole` writes."""
+    write_whole(path, json_bytes(content))
 
 
 def write_whole_folder(path: Path, fill: Callable[[Path], object]) -> None:

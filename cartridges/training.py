@@ -37,7 +37,7 @@ from cartridges.preflight import accelerator_of, check_checkpoint, check_run, re
 from cartridges.provenance import provenance
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
-from cartridges.run_folder import StopSignals, claim, disk_errors_told, write_whole
+from cartridges.run_folder import StopSignals, claim, disk_errors_told, write_json, write_whole
 from cartridges.slots import Slots
 
 CARTRIDGE, CHECKPOINT, METRICS = "cartridge", "checkpoint.pt", "metrics.jsonl"
@@ -314,7 +314,7 @@ def train(
             config.save(out / CONFIG)
             about = {"slots": config.slots, "precision": run.precision, "dataset": run.dataset_digest}
             about["model"] = model.identity.model_id
-            write_whole(out / "manifest.json", (json.dumps({**about, **provenance()}, indent=1) + "\n").encode())
+            write_json(out / "manifest.json", {**about, **provenance()})
         if config.trackers:
             flat = {
                 key: value

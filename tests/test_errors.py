@@ -7,17 +7,24 @@ from cartridges.errors import (
     FormatError,
     InputError,
     InterruptedRun,
+    TooLong,
+    half_pair,
     unknown_name,
 )
 
 
-@pytest.mark.parametrize("kind", [ConfigError, FormatError, InputError, InterruptedRun])
+@pytest.mark.parametrize("kind", [ConfigError, FormatError, InputError, InterruptedRun, TooLong])
 def test_one_tree(kind):
     assert issubclass(kind, CartridgesError)
 
 
 def test_message_is_one_line():
     assert str(InputError("given a,\nexpected b")) == "given a, expected b"
+
+
+def test_half_of_a_surrogate_pair_is_told_with_its_place():
+    assert half_pair("caf\u00e9 \U0001f600") == half_pair("") == ""
+    assert half_pair("ab\ud83d") == "half of a surrogate pair at 2, expected Unicode"
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -124,7 +124,7 @@ def test_damaged_pocket_is_told(tmp_path, monkeypatch):
         load_model("pocket")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_cuda_where_there_is_none_is_told():
+def test_cuda_where_there_is_none_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="given the device cuda, but torch sees no CUDA device"):
         load_model("pocket", device="cuda")

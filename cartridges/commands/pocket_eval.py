@@ -1,6 +1,5 @@
 """`cartridges pocket eval`: the table of what the pocket model can do, on documents it has never seen."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ def command(model: Path, split: str, seed: int, scale: float, json_path: Path | 
     from cartridges.pocket.evaluate import check_split, evaluate
     from cartridges.pocket.model import check_files
     from cartridges.provenance import provenance
-    from cartridges.run_folder import file_digest, write_whole
+    from cartridges.run_folder import file_digest, write_json
 
     check_split(split)
     check_files(model)
@@ -56,7 +55,7 @@ def command(model: Path, split: str, seed: int, scale: float, json_path: Path | 
             "seconds": round(seconds, 1),
             **provenance(),
         }
-        write_whole(json_path, (json.dumps({**about, **report.to_json()}, indent=1) + "\n").encode())
+        write_json(json_path, {**about, **report.to_json()})
 
 
 def show(report: "Report") -> None:

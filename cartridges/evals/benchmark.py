@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cartridges.config import Config
 from cartridges.engine.engine import Engine
-from cartridges.errors import InputError, unknown_name
+from cartridges.errors import InputError, TooLong, unknown_name
 from cartridges.evals.finding import Finding
 from cartridges.evals.harness import run
 from cartridges.evals.method import METHODS, Workshop, own_methods
@@ -51,15 +51,6 @@ def check_methods(names: list[str]) -> None:
             raise InputError(f"given the method {name} twice, expected each once")
 
 
-def is_too_long(method: str, shop: Workshop) -> bool:
-    """Whether the method reads whole texts and the longest of them does not fit the window."""
-    read = {
-        "full_context": [shop.corpus.text],
-        "document": [document.text for document in shop.corpus],
-    }
-    return any(len(shop.engine.model.ids(text)) > shop.room for text in read.get(method, ()))
-
-
 def bench(
     task: Task, engine: Engine, config: BenchConfig, out: Path, say: Callable[[str], None] = lambda text: None
 ) -> Finding:
@@ -90,7 +81,7 @@ def bench(
         try:
             record = run(task, method, shop)
         except InputError as error:
-            if not number and not is_too_long(method, shop):
+            if not number and not isinstance(error, TooLong):
                 raise InputError(
                     f"the first method, {method}, is the reference and cannot be measured: {error}; or name another "
                     "method first"

@@ -9,7 +9,7 @@ from typing import Any, Self
 from cartridges.errors import FormatError, InputError
 from cartridges.evals.record import Record
 from cartridges.intervals import difference, ratio
-from cartridges.run_folder import write_whole
+from cartridges.run_folder import write_json
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class Finding:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        write_whole(Path(path), text.encode(errors="backslashreplace"))
+        write_json(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -27,7 +27,7 @@ from cartridges.evals.tasks.pocket import pocket_task
 from cartridges.log import read_metrics
 from cartridges.provenance import commit
 from cartridges.recipe import TrainConfig
-from cartridges.run_folder import write_whole
+from cartridges.run_folder import write_json
 from cartridges.study_plan import SynthesizeConfig
 from cartridges.synthesis import study_seconds, synthesize
 from cartridges.training import METRICS, train
@@ -110,7 +110,7 @@ class Lab:
                     f"{self.folder} was begun at commit {before}, this is {now}; results of two commits are not mixed: "
                     "give another --runs folder, or delete it"
                 )
-        write_whole(path, (json.dumps({"commit": now}) + "\n").encode())
+        write_json(path, {"commit": now})
 
     @property
     def model(self) -> Any:

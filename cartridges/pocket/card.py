@@ -17,7 +17,7 @@ from cartridges.pocket import MANIFEST
 from cartridges.pocket.batches import TEXT_WEIGHT
 from cartridges.pocket.knowledge import general_facts
 from cartridges.pocket.recipe import PocketConfig
-from cartridges.run_folder import file_digest, write_whole
+from cartridges.run_folder import file_digest, write_json, write_whole
 
 NUM_MESSAGES = 1000  # of the line on coverage, at scale 1
 LOADED = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -86,7 +86,7 @@ def write_card(run: Path) -> Path:
         shutil.copy(run / name, model / name)
     trained = {key: value for key, value in origin.items() if key != "command"}  # which may hold somebody's paths
     about = {"sha256": digests, "config": config.model_dump(), "trained": trained}
-    write_whole(model / MANIFEST, (json.dumps(about, indent=1) + "\n").encode())
+    write_json(model / MANIFEST, about)
     write_whole(model / "README.md", text.encode())
     return model
 

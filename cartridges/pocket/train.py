@@ -8,7 +8,6 @@ from its last checkpoint; a polite stop (SIGINT, SIGTERM) saves one.
 
 import hashlib
 import io
-import json
 import math
 import shutil
 import time
@@ -38,6 +37,7 @@ from cartridges.run_folder import (
     claim,
     disk_errors_told,
     resume_command,
+    write_json,
     write_whole,
     write_whole_folder,
 )
@@ -262,7 +262,7 @@ class Run:
             "device": self.device.type,
             **provenance(),
         }
-        write_whole(self.folder / MANIFEST, (json.dumps(about, indent=1) + "\n").encode())
+        write_json(self.folder / MANIFEST, about)
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from cartridges.engine.request import MAX_STOP_LEN, MAX_STOPS
-from cartridges.errors import unknown_name
+from cartridges.errors import half_pair, unknown_name
 from cartridges.serving.errors import ApiError
 
 # Parameters without a part in the engine, and the values of them that ask for nothing.
@@ -48,10 +48,8 @@ COMPLETION_TOKENS = 16  # as OpenAI and vLLM have it
 
 def _whole_characters(text: str) -> str:
     """The text. Raises ValueError where it has half of a surrogate pair, which JSON can write and no text holds."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("text with half of a surrogate pair") from None
+    if broken := half_pair(text):
+        raise ValueError(f"text with {broken}")
     return text
 
 

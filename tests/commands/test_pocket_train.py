@@ -142,8 +142,8 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, call, arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is missing")
-def test_no_cuda_device(tmp_path, call):
+def test_no_cuda_device(tmp_path, call, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, stderr = call(tmp_path / "run", "--preset", "tiny", "--device", "cuda")
     assert (code, stderr) == (
         2,

@@ -1,6 +1,6 @@
 """Methods that read: nothing, everything, the one right document, or what of the corpus fits the budget."""
 
-from cartridges.errors import InputError
+from cartridges.errors import TooLong
 from cartridges.evals.method import Answerer, Workshop
 
 
@@ -10,11 +10,11 @@ def no_context(workshop: Workshop) -> Answerer:
 
 
 def full_context(workshop: Workshop) -> Answerer:
-    """The whole corpus in the context. Raises InputError where it does not fit the window."""
+    """The whole corpus in the context. Raises TooLong where it does not fit the window."""
     text = workshop.corpus.text
     num_tokens = len(workshop.engine.model.ids(text))
     if num_tokens > workshop.room:
-        raise InputError(
+        raise TooLong(
             f"given a corpus of {num_tokens} tokens for full_context, expected at most {workshop.room} beside "
             "questions and replies; give a model with a larger window, or take the method truncated"
         )
@@ -22,11 +22,14 @@ def full_context(workshop: Workshop) -> Answerer:
 
 
 def right_document(workshop: Workshop) -> Answerer:
-    """The document that answers the question, as an oracle would pick it; nothing where no single one does."""
+    """The document that answers the question, as an oracle would pick it; nothing where no single one does.
+
+    Raises TooLong where one does not fit the window.
+    """
     texts = {document.path: document.text for document in workshop.corpus}
     longest = max(len(workshop.engine.model.ids(text)) for text in texts.values())
     if longest > workshop.room:
-        raise InputError(f"given a document of {longest} tokens, expected at most {workshop.room}; cut it into parts")
+        raise TooLong(f"given a document of {longest} tokens, expected at most {workshop.room}; cut it into parts")
     return Answerer(lambda item: texts.get(item.document, ""))
 
 

@@ -22,7 +22,7 @@ from cartridges.model import Model
 from cartridges.packing import PackedRow, to_tensors
 from cartridges.recipe import TrainConfig
 from cartridges.rows import RowPlan
-from cartridges.run_folder import write_whole
+from cartridges.run_folder import write_json
 from cartridges.synthesis import study_seconds
 
 LR = 5e-3
@@ -65,7 +65,7 @@ def lora(workshop: Workshop) -> Answerer:
             changed = peft.get_peft_model(copy.deepcopy(model.hf), form)  # pyright: ignore[reportArgumentType]
         seconds = fit(dataclasses.replace(model, hf=changed.get_base_model()), changed, dataset, config)
         changed.save_pretrained(str(folder))
-        write_whole(done, (json.dumps({**told, "seconds": seconds}) + "\n").encode())
+        write_json(done, {**told, "seconds": seconds})
     num_numbers = sum(part.numel() for name, part in changed.named_parameters() if "lora_" in name)
     merged = dataclasses.replace(model, hf=changed.merge_and_unload().eval())
     return Answerer(engine=Engine(merged), kept_bytes=2 * num_numbers, build_s=seconds + study_seconds(dataset))
