@@ -5,13 +5,17 @@ STAMP := .venv/.installed
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: demo test test-vllm lint bench docs clean
+.PHONY: demo test test-cuda test-vllm lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/cartridges demo
 
 test: lint
 	$(BIN)/pytest
+
+# What only a CUDA device can show; the constraints are of a CPU build, so torch is whatever PYTHON has.
+test-cuda:
+	$(PYTHON) -m pytest tests/cuda
 
 # Against a real vLLM, on the CPU: servers are started, requests are asked of them.
 test-vllm: $(VLLM_STAMP)

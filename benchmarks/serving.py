@@ -24,8 +24,7 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -33,8 +32,8 @@ from typing import Any
 
 import torch
 from serving_requests import NEVER, PROMPT_LEN, SHAPES, random_cartridge, random_ids, random_model, requests_of
+from serving_speed import decode_speed, first_tokens
 
-from cartridges.cartridge import Cartridge
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.errors import CartridgesError
@@ -43,28 +42,12 @@ from cartridges.model import Model, load_model
 from cartridges.provenance import package_version, provenance
 
 try:
-    from serving_peft import concurrent, mixed, seconds
+    from serving_peft import concurrent, mixed
 except ImportError:
     print("error: PEFT, with which this compares, is not installed; pip install 'peft>=0.21'", file=sys.stderr)
     sys.exit(2)
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def decode_speed(engine: Engine, requests: Sequence[Request]) -> float | None:
-    """Tokens/s while all of them are being written: from the last one's first token to the first one's last.
-
-    None where there is no such time.
-    """
-    told: list[list[float]] = [[] for _ in requests]
-    handles = [
-        engine.submit(request, lambda event, times=times: times.append(time.perf_counter()))
-        for request, times in zip(requests, told, strict=True)
-    ]
-    for handle in handles:
-        handle.result()
-    begin, end = max(times[0] for times in told), min(times[-1] for times in told)
-    return sum(begin < at <= end for times in told for at in times) / (end - begin) if end > begin else None
 
 
 def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,38 +91,10 @@ def first_token(model: Model, given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, progress("first tokens", given.repetitions) as bar:
         random_cartridge(model, given.slots).save(Path(folder) / "cartridge")
         for number in range(given.repetitions):
-            for name, took in one_of_each(model, Path(folder) / "cartridge", given.text_tokens, number).items():
+            for name, took in first_tokens(model, Path(folder) / "cartridge", given.text_tokens, number).items():
                 found.setdefault(name, []).append(1000 * took)
             bar.advance(1)
     return {name: round(median(each), 3) for name, each in found.items()}
-
-
-def one_of_each(model: Model, folder: Path, num_text: int, number: int) -> dict[str, float]:
-    """Seconds to the first token, in an engine of its own that has read nothing of it."""
-    engine, found = Engine(model), {}
-    text = random_ids(model, min(num_text, model.window - PROMPT_LEN - 1), "text", number)
-
-    def ask(name: str, cartridge: Cartridge | None = None, before: tuple[int, ...] = ()) -> float:
-        prompt = before + random_ids(model, PROMPT_LEN, name, number)
-        request = Request(prompt, 1, cartridge=cartridge, shared_len=len(before), stop_ids=NEVER)
-        return seconds(lambda: engine.submit(request).result(), model)
-
-    ask("warm up")
-    started = time.perf_counter()
-    cartridge = Cartridge.load(folder)
-    load_s = time.perf_counter() - started
-    found["cartridge, on disk"] = load_s + ask("disk", cartridge)
-    found["cartridge, used before"] = ask("used", cartridge)
-    found[f"text of {len(text)} tokens, unread"] = ask("unread", None, text)
-    found[f"text of {len(text)} tokens, read before"] = ask("read", None, text)
-    found["no context"] = ask("none")
-    request = Request(random_ids(model, PROMPT_LEN, "attach", number), 1, cartridge=cartridge, stop_ids=NEVER)
-    started = time.perf_counter()
-    handle = engine.submit(request)
-    found["handing in a request behind a loaded cartridge"] = time.perf_counter() - started
-    handle.result()
-    engine.close()
-    return found
 
 
 def show(result: dict[str, Any]) -> None:

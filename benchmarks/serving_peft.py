@@ -4,14 +4,14 @@ Methods take turns, repetition by repetition, so that whatever else the machine 
 """
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
 from peft_generate import PeftGenerator
 from serving_requests import mixed_requests_of, random_cartridge, requests_of
+from serving_speed import seconds
 
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
@@ -20,16 +20,6 @@ from cartridges.log import progress
 from cartridges.model import Model
 
 OURS, THEIRS = "engine", "generate + PEFT"
-
-
-def seconds(call: Callable[[], Any], model: Model) -> float:
-    """How long it takes."""
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else time.perf_counter
-    wait()
-    started = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - started
 
 
 def by_cartridge(peft: PeftGenerator, requests: Sequence[Request]) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """What the measurements of answering ask for: models, cartridges and requests that stand for no text."""
 
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,22 +7,44 @@ import torch
 
 from cartridges.cartridge import Cartridge, Manifest
 from cartridges.engine.request import Request
-from cartridges.model import Model, load_model
+from cartridges.model import Model, identify
 from cartridges.precision import has_fast_bf16
 from cartridges.rng import rng_of
+from cartridges.template import ChatFormat
 
+QWEN3 = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 40960}
 SHAPES: dict[str, dict[str, Any]] = {  # random weights: speed does not depend on what they are
     "qwen3-0.6b": {
+        **QWEN3,
+        "model_type": "qwen3",
         "hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
+    },
+    "qwen3-4b": {
+        **QWEN3,
+        "model_type": "qwen3",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": False,
     },
 }
 NEVER = frozenset([-1])  # stop ids that no model gives
@@ -32,17 +53,20 @@ PROMPT_LEN = 48
 
 def random_model(shape: str) -> Model:
     """A model of that shape with pocket's tokenizer, in bfloat16 where the device is fast at it, else in float32."""
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from cartridges.pocket import WEIGHTS
 
     torch.manual_seed(0)
-    dtype = "bfloat16" if has_fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
-    hf: Any = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape]))
-    with tempfile.TemporaryDirectory() as folder:
-        hf.to(getattr(torch, dtype)).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(folder)
-        return load_model(folder, dtype=dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    config = AutoConfig.for_model(**SHAPES[shape])
+    with device:
+        hf: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    hf.eval().requires_grad_(False)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(WEIGHTS))
+    identity = identify(hf, chat, f"random {shape}", None)
+    return Model(hf, chat.tokenizer, chat, identity, config.max_position_embeddings)
 
 
 def random_ids(model: Model, num: int, *name: object) -> tuple[int, ...]:
@@ -51,13 +75,14 @@ def random_ids(model: Model, num: int, *name: object) -> tuple[int, ...]:
     return tuple(rng.randrange(300, most) for _ in range(num))
 
 
-def random_cartridge(model: Model, num_slots: int, seed: int = 0) -> Cartridge:
-    """Slots of no text."""
-    generator = torch.Generator().manual_seed(seed)
+def random_cartridge(model: Model, num_slots: int, seed: int = 0, sealed: bool = True) -> Cartridge:
+    """Slots of no text, made where the model is."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    options: dict[str, Any] = {"generator": generator, "device": model.device, "dtype": model.dtype}
     shapes = [(layer.num_kv_heads, num_slots, layer.head_size) for layer in model.identity.layers]
-    keys, values = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
-    manifest = Manifest(model=model.identity, num_slots=num_slots, num_frozen=0)
-    return Cartridge(keys, values, manifest).to(model.device, model.dtype).sealed()
+    keys, values = ([torch.randn(shape, **options) for shape in shapes] for _ in range(2))
+    cartridge = Cartridge(keys, values, Manifest(model=model.identity, num_slots=num_slots, num_frozen=0))
+    return cartridge.sealed() if sealed else cartridge
 
 
 def requests_of(model: Model, cartridges: Sequence[Cartridge | None], num: int, num_new: int) -> list[Request]:

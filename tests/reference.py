@@ -12,12 +12,12 @@ def logits_behind(model: Model, keys: list[torch.Tensor], values: list[torch.Ten
     cache = DynamicCache()
     for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
         cache.update(key[None], value[None], layer)
-    return model.hf(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
+    return model.hf(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True).logits[0]
 
 
 def logits_of(model: Model, ids: list[int]) -> torch.Tensor:
     """Logits [T, V] of plain text, with no cache."""
-    return model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return model.hf(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
 
 
 def biased_logits_behind(model: Model, cartridge: Cartridge, ids: list[int]) -> torch.Tensor:
@@ -43,6 +43,8 @@ def biased_logits_behind(model: Model, cartridge: Cartridge, ids: list[int]) -> 
     try:
         positions = torch.arange(num_slots, num_slots + len(ids))[None]
         with torch.no_grad():
-            return model.hf(input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False).logits[0]
+            return model.hf(
+                input_ids=torch.tensor([ids], device=model.device), position_ids=positions, use_cache=False
+            ).logits[0]
     finally:
         model.hf.set_attn_implementation(before)

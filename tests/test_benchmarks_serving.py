@@ -34,6 +34,27 @@ def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
     assert len(result["first_token_ms"]) == 6 and min(result["first_token_ms"].values()) > 0
 
 
+def test_real_sizes_can_be_tried_out_anywhere(tiny_model, tiny_tokenizer, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    out = tmp_path / "result.json"
+    command = [sys.executable, "benchmarks/serving_cuda.py", "--quick", "--model", tmp_path / "tiny", "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    rows = [*result["by_context"], *result["same_batch"]["rows"]]
+    assert [row["kind"] for row in rows] == [
+        "full context",
+        "cartridge each",
+        "one cartridge",
+        "full context",
+        "one cartridge",
+    ]
+    assert all(row["tokens_per_s"] > 0 and row["batch"] >= 1 for row in rows)
+    assert result["same_batch"]["ratio"] > 0 and len(result["first_token_ms"]) == 6
+
+
 def test_without_vllm_it_says_how_to_get_it(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\nfind = u.find_spec\n"

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from cartridges.engine import flash
 from cartridges.engine.parts import LEAST, Part, merged, part
-from cartridges.engine.step import Bundle, Group, Step
+from cartridges.engine.step import Bundle, Group, Ragged, Step
 from cartridges.errors import InputError
 
 NAME = "cartridges_engine"
@@ -62,6 +63,8 @@ def grouped_attention(
     layer = Layer(
         cast(Any, module.layer_idx), query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap
     )
+    if engine_step.is_ragged and softcap is not None:
+        raise InputError("models that cap their scores are not for the flash kernels")
     engine_step.write(layer.number, key[0].transpose(0, 1), value[0].transpose(0, 1))
     q_TGRH = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
     own = _joined([_of_bundle(engine_step, bundle, layer, q_TGRH) for bundle in engine_step.bundles])
@@ -81,8 +84,13 @@ def _joined(parts: list[Part]) -> Part:
     return torch.cat(outs), torch.cat(logs)
 
 
-def _of_bundle(step: Step, bundle: Bundle, layer: Layer, q_TGRH: torch.Tensor) -> Part:
+def _of_bundle(step: Step, bundle: Bundle | Ragged, layer: Layer, q_TGRH: torch.Tensor) -> Part:
     """What the tokens of a bundle see of their own rows: [B * t, G, R, H] and [B * t, G, R], padding included."""
+    if isinstance(bundle, Ragged):
+        q_tNH, held = q_TGRH[bundle.tokens].flatten(1, 2), bundle.held.layers[layer.number]
+        first_q, first_k, used = bundle.rows
+        found = flash.of_rows(q_tNH, *held, first_q, first_k, used, bundle.longest, layer.scale, layer.window)
+        return _by_heads(found, q_TGRH)
     num_rows, num_new = bundle.shape
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
     if num_new == 1:
@@ -111,6 +119,10 @@ def _of_group(step: Step, group: Group, layer: Layer, q_TGRH: torch.Tensor) -> P
     if group.kv is None:
         return _nothing(q_TGRH[group.start : group.stop])
     keys, values, *bias = group.kv[layer.number]
+    if step.is_ragged and layer.window is None and not bias:
+        q_tNH = q_TGRH[group.start : group.stop].flatten(1, 2)
+        seen = (keys[:, : group.length], values[:, : group.length])
+        return _by_heads(flash.of_run(q_tNH, *seen, layer.scale), q_TGRH)
     block = max(1, MAX_SCORES // (num_kv_heads * repeats * group.length))
     parts: list[Part] = []
     for start in range(group.start, group.stop, block):
@@ -129,6 +141,11 @@ def _of_group(step: Step, group: Group, layer: Layer, q_TGRH: torch.Tensor) -> P
         out_GtRH, log_GtR = (found[0].unflatten(1, (stop - start, repeats)) for found in (out_1GSH, log_1GS))
         parts.append((out_GtRH.transpose(0, 1), log_GtR.transpose(0, 1)))
     return _joined(parts)
+
+
+def _by_heads(found: Part, q_TGRH: torch.Tensor) -> Part:
+    """A part [t, N, H] and [t, N] in the form of the others."""
+    return found[0].unflatten(1, q_TGRH.shape[1:3]), found[1].unflatten(1, q_TGRH.shape[1:3])
 
 
 def _nothing(q_tGRH: torch.Tensor) -> Part:

@@ -2,7 +2,7 @@
 
 On a CPU in float32 it is one call of PyTorch's own kernel, which tells the log of the sum of exponentials; elsewhere,
 and where models cap their scores, it is matrix products and a softmax in float32, in pieces that bound the scores. Both
-ways a row that sees nothing, all of its mask being -inf, gives zeros and the log -inf.
+ways a row that sees nothing, all of its mask being -inf, gives zeros and the log -inf. CUDA's kernels are in `flash`.
 
 Shapes: E independent problems (rows, or 1), G key/value heads, S queries of each of them, C keys, H head size.
 """
@@ -63,6 +63,6 @@ def merged(parts: list[Part]) -> torch.Tensor:
         return parts[0][0]
     if len(parts) == 2:
         (one, log_one), (two, log_two) = parts
-        return torch.lerp(one, two, torch.sigmoid(log_two - log_one).unsqueeze(-1))
+        return torch.lerp(one.float(), two.float(), torch.sigmoid(log_two - log_one).unsqueeze(-1))
     weights_D = torch.stack([log for _, log in parts]).softmax(0).unsqueeze(-1)
-    return (torch.stack([out for out, _ in parts]) * weights_D).sum(0)
+    return (torch.stack([out.float() for out, _ in parts]) * weights_D).sum(0)

@@ -10,6 +10,8 @@ from cartridges.errors import CartridgesError
 # keys and values [G, T, H] of each layer, and for slots that have one their bias [G, T]
 KV = list[tuple[torch.Tensor, torch.Tensor]] | list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
+MAX_DOUBLED = 65536  # tokens in rows of one size, up to which their number doubles as it grows
+
 
 class Rows:
     """Rows of one size. The tensors of a layer are made when it first writes, and grow with the number of rows."""
@@ -32,12 +34,17 @@ class Rows:
     def _grown(
         self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        capacity = 1 << (self.num_rows - 1).bit_length()
+        # doubled, as long as that wastes little
+        is_small = self.num_rows * self.size <= MAX_DOUBLED
+        capacity = 1 << (self.num_rows - 1).bit_length() if is_small else self.num_rows + self.num_rows // 8
         grown = []
         for place, tensor in enumerate(new_TGH):
             num_heads, head_size = tensor.shape[1:]
             # zeros, for what no token sees must still be a number
-            rows_RGCH = tensor.new_zeros(capacity, num_heads, self.size, head_size)
+            if tensor.is_cuda:  # the heads of a token beside each other, as its kernels want rows behind one another
+                rows_RGCH = tensor.new_zeros(capacity, self.size, num_heads, head_size).transpose(1, 2)
+            else:
+                rows_RGCH = tensor.new_zeros(capacity, num_heads, self.size, head_size)
             if held is not None:
                 rows_RGCH[: held[place].shape[0]] = held[place]
             grown.append(rows_RGCH)

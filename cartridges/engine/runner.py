@@ -10,10 +10,12 @@ import torch
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import configs_of, engine_attention
+from cartridges.engine.flash import has_flash
+from cartridges.engine.graphs import Graphs
 from cartridges.engine.linear import WideLinears
 from cartridges.engine.rows import KV, Store
 from cartridges.engine.scheduler import Chunk
-from cartridges.engine.step import make_step
+from cartridges.engine.step import Step, make_step
 from cartridges.errors import InputError
 from cartridges.model import Model
 
@@ -21,7 +23,10 @@ MAX_LOGITS = 1 << 27  # numbers in the logits of one call: 512 MiB
 
 
 class Runner:
-    """A model with its attention swapped for the time of each call; `autocast_bf16` multiplies in bfloat16 on a CPU."""
+    """A model with its attention swapped for the time of each call; `autocast_bf16` multiplies in bfloat16 on a CPU.
+
+    On CUDA in half precision attention is by flash kernels, and steps of decoding by CUDA graphs.
+    """
 
     def __init__(self, model: Model, autocast_bf16: bool = False) -> None:
         self.model = model
@@ -29,11 +34,21 @@ class Runner:
         self.store = Store(model.num_layers)
         self._configs = configs_of(model.hf)
         self._wide = WideLinears(model.hf)
+        sizes = {layer.head_size for layer in model.identity.layers}
+        caps = [getattr(config, "attn_logit_softcapping", None) for config in self._configs]
+        self.has_flash = has_flash(model.device, model.dtype, sizes) and not any(caps)
+        self.graphs = Graphs(model.hf, self._forward) if self.has_flash else None
 
     @torch.inference_mode()
     def read(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
-        """Read chunks; gives float32 logits [M, V] behind all wanted ids, and the chunks in the order of the rows."""
-        step, chunks = make_step(chunks, self.store, self.model.device)
+        """Read chunks; gives float32 logits [M, V] behind all wanted ids, and the chunks in the order of the rows.
+
+        The logits are good until the next call.
+        """
+        step, chunks = make_step(chunks, self.store, self.model.device, self.has_flash)
+        return self.graphs.run(step) if self.graphs else self._forward(step), chunks
+
+    def _forward(self, step: Step) -> torch.Tensor:
         hf: Any = self.model.hf
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast_bf16 and self.model.device.type == "cpu")
         with engine_attention(self._configs), self._wide.by_onednn(), bf16:
@@ -49,7 +64,7 @@ class Runner:
                 f"{len(step.layers)} of {self.model.num_layers} layers of {self.model.identity.model_id} attend to "
                 "keys and values; the engine runs models in which all do"
             )
-        return found.logits[0].float(), chunks
+        return found.logits[0].float()
 
     def load(self, cartridge: Cartridge) -> KV:
         """A cartridge's slots for this model; no copy where they are on its device and in its dtype.

@@ -8,6 +8,8 @@ Shapes: T tokens of the call, B rows of a bundle, t tokens of each of them (padd
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -50,6 +52,25 @@ class Bundle:
 
 
 @dataclass
+class Ragged:
+    """New tokens of some rows, as many as each has, for the kernels that take them so.
+
+    `tokens` are their places among the tokens of the call, row by row. `numbers` [3, B + 1], int32: where each row's
+    tokens begin among them, where its columns begin among those of all rows, and how many are filled with the new ones.
+    """
+
+    held: Rows
+    tokens: torch.Tensor | slice
+    numbers: torch.Tensor
+    longest: int  # the most new tokens of a row
+
+    @cached_property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the tokens begin [B + 1], where the columns begin [B + 1], how many columns are filled [B]."""
+        return self.numbers[0], self.numbers[1], self.numbers[2, :-1]
+
+
+@dataclass
 class Write:
     """Where the new keys and values of the tokens `tokens` go; None for all."""
 
@@ -71,11 +92,17 @@ class Step:
     positions: list[int]
     wanted: torch.Tensor
     depths: list[list[Group]]
-    bundles: list[Bundle]
+    bundles: Many[Bundle | Ragged]
     places_T: torch.Tensor | None
     writes: list[Write]
     layers: set[int] = field(default_factory=set)
+    depends_on_positions: bool = False  # whether what a layer computes depends on how far the tokens are
     _sights: dict[tuple[int, int, int | None, int], tuple[int, Mask]] = field(default_factory=dict)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether it is for the kernels of `flash`."""
+        return isinstance(self.bundles[0], Ragged)
 
     def write(self, layer: int, k_TGH: torch.Tensor, v_TGH: torch.Tensor) -> None:
         """Store the new keys and values of a layer."""
@@ -91,6 +118,7 @@ class Step:
         """
         if window is None:
             return 0, None
+        self.depends_on_positions = True
         key = (id(group), start, window, repeats)
         if key not in self._sights:
             nearest, furthest = min(self.positions[start:stop]), max(self.positions[start:stop])
@@ -132,8 +160,13 @@ def _mask(hidden: torch.Tensor) -> torch.Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, LEAST)
 
 
-def make_step(chunks: Many[Chunk], store: Store, device: torch.device) -> tuple[Step, list[Chunk]]:
-    """The step that reads these chunks, and the chunks in the order of its tokens."""
+def make_step(
+    chunks: Many[Chunk], store: Store, device: torch.device, ragged: bool = False
+) -> tuple[Step, list[Chunk]]:
+    """The step that reads these chunks, and the chunks in the order of its tokens.
+
+    With `ragged` the tokens of the rows are not padded, but as the kernels of `flash` take them.
+    """
     chunks = _ordered(chunks)
     starts, ids, positions, wanted = [], [], [], []
     for chunk in chunks:
@@ -142,7 +175,7 @@ def make_step(chunks: Many[Chunk], store: Store, device: torch.device) -> tuple[
         wanted += range(len(ids) + chunk.num_new - chunk.num_wanted, len(ids) + chunk.num_new)
         ids += chunk.sequence.ids[first : first + chunk.num_new]
         positions += range(behind, behind + chunk.num_new)
-    bundles, places, writes = _own(chunks, starts, store, device)
+    bundles, places, writes = _own(chunks, starts, store, device, ragged)
     step = Step(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
@@ -191,16 +224,17 @@ def _depths(chunks: Many[Chunk], starts: Many[int]) -> list[list[Group]]:
 
 
 def _own(
-    chunks: Many[Chunk], starts: Many[int], store: Store, device: torch.device
-) -> tuple[list[Bundle], torch.Tensor | None, list[Write]]:
+    chunks: Many[Chunk], starts: Many[int], store: Store, device: torch.device, ragged: bool
+) -> tuple[list[Bundle | Ragged], torch.Tensor | None, list[Write]]:
     by_kind: dict[tuple[int, int], list[tuple[Chunk, int]]] = {}
     by_size: dict[int, list[tuple[Chunk, int]]] = {}
     for chunk, start in zip(chunks, starts, strict=True):
-        by_kind.setdefault((chunk.sequence.size, (chunk.num_new - 1).bit_length()), []).append((chunk, start))
+        kind = min(chunk.num_new, 2) if ragged else (chunk.num_new - 1).bit_length()
+        by_kind.setdefault((chunk.sequence.size, kind), []).append((chunk, start))
         by_size.setdefault(chunk.sequence.size, []).append((chunk, start))
     bundles, found = [], []
     for (size, _), members in by_kind.items():
-        bundle, tokens = _bundle(store.sizes[size], members, device)
+        bundle, tokens = (_ragged if ragged else _bundle)(store.sizes[size], members, device)
         bundles.append(bundle)
         found += tokens
     places_T = None
@@ -238,6 +272,20 @@ def _bundle(held: Rows, members: list[tuple[Chunk, int]], device: torch.device) 
         max(chunk.sequence.num_read + chunk.num_new - 1 for chunk, _ in members),
     )
     return bundle, tokens
+
+
+def _ragged(held: Rows, members: list[tuple[Chunk, int]], device: torch.device) -> tuple[Ragged, list[int]]:
+    """As `_bundle`, without padding."""
+    members = sorted(members, key=lambda member: member[0].sequence.row)
+    tokens = [start + i for chunk, start in members for i in range(chunk.num_new)]
+    numbers = [
+        [0, *accumulate(chunk.num_new for chunk, _ in members)],
+        [*(chunk.sequence.row * held.size for chunk, _ in members), 0],
+        [*(chunk.sequence.num_read + chunk.num_new for chunk, _ in members), 0],
+    ]
+    longest = max(chunk.num_new for chunk, _ in members)
+    on_device = torch.tensor(numbers, dtype=torch.int32, device=device)
+    return Ragged(held, _indices(tokens, device), on_device, longest), tokens
 
 
 def _indices(numbers: list[int], device: torch.device) -> torch.Tensor | slice:

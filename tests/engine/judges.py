@@ -46,7 +46,9 @@ def judge_generate(model, request):
     if request.cartridge is not None:
         for layer, (keys, values) in enumerate(zip(request.cartridge.keys, request.cartridge.values, strict=True)):
             cache.update(keys[None], values[None], layer)
-    ids = torch.tensor([[0] * num_slots + list(request.prompt_ids)])  # it drops what the cache already holds
+    ids = torch.tensor(
+        [[0] * num_slots + list(request.prompt_ids)], device=model.device
+    )  # it drops what the cache already holds
     stop_ids = sorted(model.chat.stop_ids if request.stop_ids is None else request.stop_ids)
     found = model.hf.generate(
         ids,

@@ -1,0 +1,76 @@
+"""Attention by PyTorch's flash kernels of CUDA, in bfloat16 or float16: scores are never held, keys never converted.
+
+Of all that PyTorch offers on CUDA they are those that tell the log of the sum of exponentials and take rows of which
+only a beginning is filled. Scores and their softmax are float32 within; results are in the model's dtype.
+
+Shapes: T tokens, B rows of R, C columns, P tokens of a run, N query heads, G key/value heads, H head size.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from cartridges.engine.parts import Part
+
+MAX_HEAD_SIZE = 256
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, head_sizes: Iterable[int]) -> bool:
+    """Whether there are such kernels for these numbers: of CUDA, from Ampere on, for heads of up to 256."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or torch.version.hip is not None:
+        return False
+    if not torch.backends.cuda.is_flash_attention_available() or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return all(size % 8 == 0 and size <= MAX_HEAD_SIZE for size in head_sizes)
+
+
+def of_rows(
+    q_TNH: torch.Tensor,
+    k_RGCH: torch.Tensor,
+    v_RGCH: torch.Tensor,
+    first_q: torch.Tensor,
+    first_k: torch.Tensor,
+    used: torch.Tensor,
+    longest: int,
+    scale: float,
+    window: int | None = None,
+) -> Part:
+    """What new tokens see of their rows: [T, N, H] and logs [T, N].
+
+    Row b's tokens are those from `first_q[b]` to `first_q[b + 1]`, at most `longest`; the last of them stands in column
+    `used[b] - 1`. Its columns begin at `first_k[b]` of all rows' behind one another; all int32. Keys and values lie
+    [R, C, G, H] in memory.
+    """
+    out_TNH, log_NT, *_ = torch.ops.aten._flash_attention_forward(
+        q_TNH,
+        *(held.transpose(1, 2).view(-1, held.shape[1], held.shape[3]) for held in (k_RGCH, v_RGCH)),
+        first_q,
+        first_k,
+        longest,
+        k_RGCH.shape[2],
+        0.0,  # dropout
+        True,  # of several new tokens each sees up to itself
+        False,
+        scale=scale,
+        window_size_left=None if window is None else window - 1,
+        seqused_k=used,
+    )
+    return out_TNH, log_NT.T
+
+
+def of_run(q_TNH: torch.Tensor, k_GPH: torch.Tensor, v_GPH: torch.Tensor, scale: float) -> Part:
+    """What tokens see of a run that is wholly before them: [T, N, H] and logs [T, N]. It is split where T is small."""
+    out_1TNH, log_1NT, *_ = torch.ops.aten._flash_attention_forward(
+        q_TNH[None],
+        k_GPH.transpose(0, 1)[None],
+        v_GPH.transpose(0, 1)[None],
+        None,
+        None,
+        q_TNH.shape[0],
+        k_GPH.shape[1],
+        0.0,
+        False,
+        False,
+        scale=scale,
+    )
+    return out_1TNH[0], log_1NT[0].T

@@ -1,0 +1,136 @@
+"""CUDA graphs of decoding: a step like those before it is replayed as a whole, not launched kernel by kernel.
+
+Two steps are alike where the same work is done in the same places of memory, and only the numbers in the step's own
+tensors differ: as many replies that get one token each, behind the same runs, in rows of the same sizes, on a model
+with the same hooks. A graph knows places, not what lies there, so it is found by the places that a step reads now; it
+keeps nothing else alive. Modules that are exchanged for others are not noticed: make an engine anew.
+
+Shapes: T tokens of the call, V vocabulary.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from cartridges.engine.step import Ragged, Step
+from cartridges.log import logger
+
+NUM_EAGER = 3  # like steps in a row, after which a graph is made: making one takes as long as a few steps
+MAX_GRAPHS = 16
+
+Forward = Callable[[Step], torch.Tensor]
+Replay = Callable[[], None]
+
+
+@dataclass
+class Graph:
+    """A recorded step: its tensors, which a like step is written into, and its logits [T, V]."""
+
+    tensors: list[torch.Tensor]
+    replay: Replay
+    logits: torch.Tensor
+
+
+class Graphs:
+    """The graphs of one model's steps. What `run` gives is good until it is called again."""
+
+    def __init__(self, hf: nn.Module, forward: Forward) -> None:
+        self.forward = forward
+        self._modules = list(hf.modules())
+        self._parameters = list(hf.parameters())
+        self.is_broken = False  # after a model that cannot be recorded
+        self.num_replayed = 0
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._before: Hashable = None
+        self._num_alike = 0
+        self._pool: Any = None
+
+    def run(self, step: Step) -> torch.Tensor:
+        """The logits [T, V] of all tokens of a step, or those that are wanted where it is no step of decoding."""
+        key = None if self.is_broken else likeness(step)
+        key = key and (key, self._state())
+        if key is None:
+            self._before = None
+            return self.forward(step)
+        graph = self._graphs.get(key)
+        if graph is None and key == self._before and self._num_alike >= NUM_EAGER:
+            graph = self._make(key, step)
+        if graph is None:
+            logits = self.forward(step)
+            self._num_alike = self._num_alike + 1 if key == self._before else 1
+            self._before = None if step.depends_on_positions else key
+            return logits
+        self._graphs.move_to_end(key)
+        torch._foreach_copy_(graph.tensors, tensors_of(step))  # pyright: ignore[reportPrivateImportUsage]
+        graph.replay()
+        self.num_replayed += 1
+        return graph.logits
+
+    def _state(self) -> Hashable:
+        """What the model's layers do to their inputs: no hook ever has another's number."""
+        hooks = chain.from_iterable((*part._forward_hooks, *part._forward_pre_hooks) for part in self._modules)
+        return tuple(hooks), tuple(parameter.data_ptr() for parameter in self._parameters)
+
+    def _make(self, key: Hashable, step: Step) -> Graph | None:
+        try:
+            replay, logits = self._record(step)
+        except RuntimeError as error:
+            self.is_broken = True
+            logger.warning("decoding goes on without CUDA graphs, into which this model cannot be made: %s", error)
+            return None
+        self._graphs[key] = graph = Graph(tensors_of(step), replay, logits)
+        if len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        return graph
+
+    def _record(self, step: Step) -> tuple[Replay, torch.Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # others may bring their cartridges to the device meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = self.forward(step)
+        self._pool = graph.pool()
+        return graph.replay, logits
+
+
+def tensors_of(step: Step) -> list[torch.Tensor]:
+    """The tensors of a step of decoding; what it computes is a function of them and of what its likeness tells."""
+    tensors = [step.ids_T, step.positions_T, step.wanted]
+    for bundle in step.bundles:
+        assert isinstance(bundle, Ragged)
+        tensors.append(bundle.numbers)
+        if isinstance(bundle.tokens, torch.Tensor):
+            tensors.append(bundle.tokens)
+    for write in step.writes:
+        tensors += [write.rows, write.columns, *([] if write.tokens is None else [write.tokens])]
+    return tensors if step.places_T is None else [*tensors, step.places_T]
+
+
+def likeness(step: Step) -> Hashable:
+    """What two steps of decoding have in common that a graph serves both; None for other steps."""
+    own: list[Hashable] = []
+    for bundle in step.bundles:
+        if not isinstance(bundle, Ragged) or bundle.longest > 1:
+            return None
+        held = [held for layer in bundle.held.layers.values() for held in layer]
+        if not held or len(held[0]) < bundle.held.num_rows:  # they are about to be made, or to grow
+            return None
+        tokens = bundle.tokens
+        span = (tokens.start, tokens.stop) if isinstance(tokens, slice) else None
+        own.append((bundle.held.size, span, _places(held)))
+    behind = [
+        (depth, group.start, group.stop, group.length, _places([part for layer in group.kv for part in layer]))
+        for depth, groups in enumerate(step.depths)
+        for group in groups
+        if group.kv is not None
+    ]
+    return tuple(own), tuple(behind), tuple(tensor.shape for tensor in tensors_of(step))
+
+
+def _places(tensors: list[torch.Tensor]) -> Hashable:
+    """Where they lie; all of them have the form of the first ones."""
+    return tuple(tensors[0].stride()), tuple(tensor.data_ptr() for tensor in tensors)
