@@ -122,11 +122,22 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int], with_special: bool = False) -> str:
         """The text of `ids`, without special tokens unless they are asked for."""
+        if self._backend is not None:
+            return self._backend.decode(list(map(int, ids)), skip_special_tokens=not with_special)
         return str(
             self.tokenizer.decode(
                 list(map(int, ids)), skip_special_tokens=not with_special, clean_up_tokenization_spaces=False
             )
         )
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The tokenizer's own decoder, where transformers adds nothing to it but time; else None."""
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        kind, plain = type(self.tokenizer), PreTrainedTokenizerFast
+        is_plain = kind.decode is PreTrainedTokenizerBase.decode and kind._decode is plain._decode
+        return getattr(self.tokenizer, "backend_tokenizer", None) if is_plain else None
 
     @cached_property
     def digest(self) -> str:

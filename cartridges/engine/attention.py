@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from cartridges.engine import flash
 from cartridges.engine.parts import LEAST, Part, merged, part
-from cartridges.engine.step import Bundle, Group, Ragged, Step
+from cartridges.engine.step import Bundle, Group, Ragged, Step, Together
 from cartridges.errors import InputError
 
 NAME = "cartridges_engine"
@@ -113,8 +113,14 @@ def _of_bundle(step: Step, bundle: Bundle | Ragged, layer: Layer, q_TGRH: torch.
     return out_tBGRH.transpose(0, 1).flatten(0, 1), log_tBGR.transpose(0, 1).flatten(0, 1)
 
 
-def _of_group(step: Step, group: Group, layer: Layer, q_TGRH: torch.Tensor) -> Part:
-    """What the tokens of a group see of the run they stand behind: [t, G, R, H] and [t, G, R]."""
+def _of_group(step: Step, group: Group | Together, layer: Layer, q_TGRH: torch.Tensor) -> Part:
+    """What the tokens of a group, or several, see of the runs they stand behind: [t, G, R, H] and [t, G, R]."""
+    if isinstance(group, Together):
+        if layer.window is not None:
+            return _joined([_of_group(step, each, layer, q_TGRH) for each in group.groups])
+        q_tNH = q_TGRH[group.groups[0].start : group.groups[-1].stop].flatten(1, 2)
+        held, numbers = group.held.layers[layer.number], (*group.rows, group.longest)
+        return _by_heads(flash.of_rows(q_tNH, *held, *numbers, layer.scale, causal=False), q_TGRH)
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
     if group.kv is None:
         return _nothing(q_TGRH[group.start : group.stop])

@@ -55,6 +55,7 @@ class Batching:
         )
         self.counts = Counts()
         self.num_ended = 0
+        self._untold: list[Sequence] = []  # with tokens to tell of while the device makes the next step
         self._inbox: deque[Sequence] = deque()
         self._aborted: deque[Sequence] = deque()
 
@@ -92,6 +93,8 @@ class Batching:
         try:
             if chunks := scheduler.plan():
                 self._read(chunks)
+            else:
+                self._tell()
         except Exception as error:  # as of memory that is not there: who steps for all must live on
             for sequence in list(scheduler.running):
                 self._fail(sequence, error)
@@ -130,16 +133,21 @@ class Batching:
         num_told = [chunk.num_wanted for chunk in chunks]
         for chunk in chunks:  # before any leaves: what its row is filled with must keep what this step read
             chunk.sequence.num_read += chunk.num_new
+        self._tell()  # of the step before; a device that works by itself is at this one
         for chunk, num in zip(chunks, num_told, strict=True):
             sequence, task = chunk.sequence, chunk.sequence.task
-            told_MV, place = logits_MV[place : place + num], place + num
+            first, place = place, place + num
+            if task and task.ended:  # as it could not be told
+                continue
             if isinstance(task, Target):
-                task.logits.append(told_MV.clone())
+                task.logits.append(logits_MV[first:place].clone())
                 if not sequence.num_unread:
                     self._end(sequence, "")
             elif isinstance(task, Reply):
-                task.hear_prompt(told_MV if sequence.num_unread else told_MV[:-1])
-                if not sequence.num_unread:
+                is_ready = not sequence.num_unread
+                if num > is_ready:
+                    task.hear_prompt(logits_MV[first : place - is_ready])
+                if is_ready:
                     ready.append(sequence)
                     rows.append(place - 1)
             elif not sequence.num_unread:
@@ -147,6 +155,8 @@ class Batching:
                 self.scheduler.leave(sequence)
         if ready:
             self._choose(logits_MV if len(rows) == len(logits_MV) else logits_MV[rows], ready)
+        if not self.scheduler.running:
+            self.runner.steps.forget()
 
     def _choose(self, logits_BV: torch.Tensor, sequences: list[Sequence]) -> None:
         lse_B = logits_BV.logsumexp(-1)
@@ -193,15 +203,27 @@ class Batching:
         self.counts.new += 1
         try:
             reply.take(token, logprob, entries)
-            reply.tell()
+            if self.runner.is_async:
+                self._untold.append(sequence)
+            else:
+                reply.tell()
         except Exception as error:  # of the caller's function
             self._end(sequence, "error", error)
             return
         sequence.ids.append(token)
         if reply.finish_reason:
-            self._end(sequence, reply.finish_reason, has_new=True)
+            self._end(sequence, reply.finish_reason)
 
-    def _end(self, sequence: Sequence, reason: str, error: Exception | None = None, has_new: bool = False) -> None:
+    def _tell(self) -> None:
+        """Tell of the tokens that nobody was told of yet."""
+        untold, self._untold = self._untold, []
+        for sequence in untold:
+            try:
+                sequence.task.tell()
+            except Exception as error:  # of the caller's function
+                self._end(sequence, "error", error)
+
+    def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         """Let a sequence leave, and tell who waits for it."""
         scheduler, task = self.scheduler, sequence.task
         if sequence.live and sequence.lasting and not error and sequence in scheduler.running:
@@ -217,4 +239,4 @@ class Batching:
         elif isinstance(task, Reply):
             task.finish_reason = reason  # type: ignore[assignment]
             self.num_ended += 1
-            task.end(has_new, error)
+            task.end(error)

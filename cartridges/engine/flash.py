@@ -34,12 +34,13 @@ def of_rows(
     longest: int,
     scale: float,
     window: int | None = None,
+    causal: bool = True,
 ) -> Part:
-    """What new tokens see of their rows: [T, N, H] and logs [T, N].
+    """What tokens see of their rows: [T, N, H] and logs [T, N].
 
-    Row b's tokens are those from `first_q[b]` to `first_q[b + 1]`, at most `longest`; the last of them stands in column
-    `used[b] - 1`. Its columns begin at `first_k[b]` of all rows' behind one another; all int32. Keys and values lie
-    [R, C, G, H] in memory.
+    Row b's tokens are those from `first_q[b]` to `first_q[b + 1]`, at most `longest`. Its columns begin at `first_k[b]`
+    of all rows' behind one another, and `used[b]` of them are seen; all int32. Where `causal`, the last of the tokens
+    stands in the last of these columns, and each sees up to itself. Keys and values lie [R, C, G, H] in memory.
     """
     out_TNH, log_NT, *_ = torch.ops.aten._flash_attention_forward(
         q_TNH,
@@ -49,7 +50,7 @@ def of_rows(
         longest,
         k_RGCH.shape[2],
         0.0,  # dropout
-        True,  # of several new tokens each sees up to itself
+        causal,
         False,
         scale=scale,
         window_size_left=None if window is None else window - 1,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cartridges.engine.step import Ragged, Step
+from cartridges.engine.step import Ragged, Step, Together
 from cartridges.log import logger
 
 NUM_EAGER = 3  # like steps in a row, after which a graph is made: making one takes as long as a few steps
@@ -107,6 +107,7 @@ def tensors_of(step: Step) -> list[torch.Tensor]:
             tensors.append(bundle.tokens)
     for write in step.writes:
         tensors += [write.rows, write.columns, *([] if write.tokens is None else [write.tokens])]
+    tensors += [group.numbers for groups in step.depths for group in groups if isinstance(group, Together)]
     return tensors if step.places_T is None else [*tensors, step.places_T]
 
 
@@ -122,12 +123,17 @@ def likeness(step: Step) -> Hashable:
         tokens = bundle.tokens
         span = (tokens.start, tokens.stop) if isinstance(tokens, slice) else None
         own.append((bundle.held.size, span, _places(held)))
-    behind = [
-        (depth, group.start, group.stop, group.length, _places([part for layer in group.kv for part in layer]))
-        for depth, groups in enumerate(step.depths)
-        for group in groups
-        if group.kv is not None
-    ]
+    behind: list[Hashable] = []
+    for groups in step.depths:
+        for group in groups:
+            if isinstance(group, Together):
+                start, stop = group.groups[0].start, group.groups[-1].stop
+                held = [held for layer in group.held.layers.values() for held in layer]
+                behind.append((start, stop, group.longest, _places(held)))
+            elif group.kv is not None:
+                held = [part for layer in group.kv for part in layer]
+                behind.append((group.start, group.stop, group.length, _places(held)))
+        behind.append(None)
     return tuple(own), tuple(behind), tuple(tensor.shape for tensor in tensors_of(step))
 
 

@@ -31,6 +31,7 @@ class Reply:
     prompt_entries: list[Entries] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # of the prompt, when its first token came; a preempted one finds its own tokens too
+    num_told: int = 0
 
     def __post_init__(self) -> None:
         """Text is made as it comes only where somebody looks at it."""
@@ -46,8 +47,7 @@ class Reply:
 
     def hear_prompt(self, logits_MV: torch.Tensor) -> None:
         """Take what was wanted of the prompt's ids."""
-        if len(logits_MV):
-            self.prompt_entries.append(top_k(logits_MV, self.request.top_k_logprobs))
+        self.prompt_entries.append(top_k(logits_MV, self.request.top_k_logprobs))
 
     def take(self, token: int, logprob: float, entries: Entries | None) -> None:
         """Take the next token."""
@@ -55,7 +55,7 @@ class Reply:
         self.chosen_logprobs.append(logprob)
         if entries is not None:
             self.entries.append(entries)
-        if self.text:
+        if self.text and self.request.stop:  # else whoever tells of it makes it text
             self.text.add([token])
         if token in self.stop_ids or (self.text and self.text.stopped):
             self.finish_reason = "stop"
@@ -63,14 +63,26 @@ class Reply:
             self.finish_reason = "length"
 
     def tell(self) -> None:
-        """Tell of the newest token."""
-        if self.on_event and self.text and not self.finish_reason:
-            newest = joined(self.entries[-1:], self.request.top_k_logprobs) if self.request.top_k_logprobs else None
-            self.on_event(Event(self.token_ids[-1:], self.text.told(), self.chosen_logprobs[-1:], newest))
+        """Tell of what is new, unless that is the end."""
+        if self.on_event and not self.finish_reason:
+            self.on_event(self._event(self._new()))
 
-    def end(self, has_new: bool, error: Exception | None = None) -> None:
-        """Tell that it has ended; `has_new` if its newest token was not told of."""
-        text = self.decode(self.token_ids)
+    def _new(self) -> int:
+        """From which token on nobody was told, who will be now; they are made text."""
+        start, self.num_told = self.num_told, len(self.token_ids)
+        if self.text and not self.request.stop and start < self.num_told:
+            self.text.add(self.token_ids[start:])
+        return start
+
+    def _event(self, start: int, reason: FinishReason | None = None, error: str = "") -> Event:
+        assert self.text is not None
+        ids, asked = self.token_ids[start:], self.request.top_k_logprobs
+        entries = joined(self.entries[start:], asked) if asked and ids else None
+        return Event(ids, self.text.told(), self.chosen_logprobs[start:], entries, reason, error)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Tell that it has ended, and what was not told of yet."""
+        text, start = self.decode(self.token_ids), self._new()
         if self.text:
             self.text.finish()
             text = self.text.text
@@ -91,14 +103,8 @@ class Reply:
                 chosen_logprobs=self.chosen_logprobs,
             )
         try:
-            if self.on_event and self.text:
-                num = 1 if has_new else 0
-                ids, chosen = self.token_ids[len(self.token_ids) - num :], self.chosen_logprobs
-                newest = joined(self.entries[len(self.entries) - num :], asked) if asked and num else None
-                told = Event(
-                    ids, self.text.told(), chosen[len(chosen) - num :], newest, self.finish_reason, str(error or "")
-                )
-                self.on_event(told)
+            if self.on_event:
+                self.on_event(self._event(start, self.finish_reason, str(error or "")))
         except Exception as failure:  # of the caller's function; it must not stop others
             result, error = None, error or failure
         self.handle.end(result, error)

@@ -31,6 +31,14 @@ class Rows:
         held[0][rows_T, :, columns_T] = k_TGH.to(held[0].dtype)
         held[1][rows_T, :, columns_T] = v_TGH.to(held[1].dtype)
 
+    def fill(self, layer: int, row: int, k_GPH: torch.Tensor, v_GPH: torch.Tensor) -> None:
+        """Put keys and values of its first columns into a row."""
+        held = self.layers.get(layer)
+        if held is None or held[0].shape[0] < self.num_rows:
+            held = self.layers[layer] = self._grown(held, k_GPH.transpose(0, 1), v_GPH.transpose(0, 1))
+        for into, given in zip(held, (k_GPH, v_GPH), strict=True):
+            into[row, :, : given.shape[1]] = given
+
     def _grown(
         self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,16 +75,22 @@ class Store:
 
     def copy(self, source: tuple[int, int], target: tuple[int, int], length: int) -> None:
         """Copy the first `length` columns of a row, each told by size and row, to another one."""
+        self.copy_rows(source[0], [source[1]], target, length)
+
+    def copy_rows(self, size: int, rows: list[int], target: tuple[int, int], length: int) -> None:
+        """Copy the first `length` columns of rows of a size to as many behind one another, the first of them told."""
         if not length:
             return
-        from_rows, to_rows = self.sizes[source[0]], self.sizes[target[0]]
+        from_rows, to_rows = self.sizes[size], self.sizes[target[0]]
+        first, stop, are_consecutive = rows[0], rows[-1] + 1, rows == list(range(rows[0], rows[-1] + 1))
         for layer, held in from_rows.layers.items():
             into = to_rows.layers.get(layer)
             if into is None or into[0].shape[0] < to_rows.num_rows:
                 like = [tensor[0].transpose(0, 1) for tensor in held]
                 into = to_rows.layers[layer] = to_rows._grown(into, *like)
             for old, new in zip(held, into, strict=True):
-                new[target[1], :, :length] = old[source[1], :, :length]
+                given = old[first:stop] if are_consecutive else old[torch.tensor(rows, device=old.device)]
+                new[target[1] : target[1] + len(rows), :, :length] = given[:, :, :length]
 
     def take(self, size: int, row: int, length: int) -> KV:
         """A copy of the first `length` columns of a row."""

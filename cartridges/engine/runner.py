@@ -15,7 +15,9 @@ from cartridges.engine.graphs import Graphs
 from cartridges.engine.linear import WideLinears
 from cartridges.engine.rows import KV, Store
 from cartridges.engine.scheduler import Chunk
-from cartridges.engine.step import Step, make_step
+from cartridges.engine.slabs import Slabs, Slots
+from cartridges.engine.steady import Steps
+from cartridges.engine.step import Step
 from cartridges.errors import InputError
 from cartridges.model import Model
 
@@ -34,9 +36,12 @@ class Runner:
         self.store = Store(model.num_layers)
         self._configs = configs_of(model.hf)
         self._wide = WideLinears(model.hf)
+        self.is_async = model.device.type == "cuda"  # whether `read` comes back while the device still works
         sizes = {layer.head_size for layer in model.identity.layers}
         caps = [getattr(config, "attn_logit_softcapping", None) for config in self._configs]
         self.has_flash = has_flash(model.device, model.dtype, sizes) and not any(caps)
+        self.slabs = Slabs()
+        self.steps = Steps(self.store, model.device, self.has_flash)
         self.graphs = Graphs(model.hf, self._forward) if self.has_flash else None
 
     @torch.inference_mode()
@@ -45,7 +50,7 @@ class Runner:
 
         The logits are good until the next call.
         """
-        step, chunks = make_step(chunks, self.store, self.model.device, self.has_flash)
+        step, chunks = self.steps.make(chunks)
         return self.graphs.run(step) if self.graphs else self._forward(step), chunks
 
     def _forward(self, step: Step) -> torch.Tensor:
@@ -66,13 +71,15 @@ class Runner:
             )
         return found.logits[0].float()
 
-    def load(self, cartridge: Cartridge) -> KV:
-        """A cartridge's slots for this model; no copy where they are on its device and in its dtype.
+    def load(self, cartridge: Cartridge) -> KV | Slots:
+        """A cartridge's slots for this model; no copy on a CPU where they are there and in its dtype.
 
         Raises FormatError for a bias that is infinite or no number.
         """
         cartridge.check_bias()
         whole = cartridge.to(self.model.device, self.model.dtype)
+        if self.has_flash and whole.bias is None:
+            return self.slabs.put([keys.detach() for keys in whole.keys], [values.detach() for values in whole.values])
         if whole.bias is None:
             return [(keys.detach(), values.detach()) for keys, values in zip(whole.keys, whole.values, strict=True)]
         layers = zip(whole.keys, whole.values, whole.bias, strict=True)

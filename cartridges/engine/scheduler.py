@@ -27,6 +27,7 @@ class Storage(Protocol):
 
     def set_num_rows(self, size: int, num_rows: int) -> None: ...
     def copy(self, source: tuple[int, int], target: tuple[int, int], length: int) -> None: ...
+    def copy_rows(self, size: int, rows: list[int], target: tuple[int, int], length: int) -> None: ...
     def take(self, size: int, row: int, length: int) -> Any: ...
 
 
@@ -262,6 +263,8 @@ class Scheduler:
 
     def plan(self) -> list[Chunk]:
         """What the next step reads: first those that get a token, then prompts."""
+        for size in list(self.rows):
+            self._grow_together(size)
         for sequence in list(self.running):
             if sequence.size:
                 self._grow(sequence)
@@ -285,6 +288,23 @@ class Scheduler:
         if chunk.num_wanted > max(1, wanted):
             return Chunk(sequence, chunk.num_new - chunk.num_wanted + max(1, wanted))
         return chunk
+
+    def _grow_together(self, size: int) -> None:
+        """Where all rows of a size need to be larger, and there is room, copy them at once."""
+        table = self.rows[size]
+        if len(table) < 2 or any(one.num_read + one.num_unread <= size for one in table):
+            return
+        larger = {row_size(one.num_read + one.num_unread) for one in table}
+        if len(larger) > 1 or not self.blocks.has_room(len(table) * (max(larger) - size)):
+            return
+        members = [one for one in self.running if one.size == size]
+        rows, length = [one.row for one in members], max(one.num_read for one in members)
+        for one in members:
+            self._open(one, max(larger))
+        self.storage.copy_rows(size, rows, (members[0].size, members[0].row), length)
+        del self.rows[size]
+        self.blocks.used -= size * len(members)
+        self.storage.set_num_rows(size, 0)
 
     def _grow(self, sequence: Sequence) -> None:
         """See that the next token has room in its row, whoever has to give way."""

@@ -9,13 +9,15 @@ Shapes: T tokens of the call, B rows of a bundle, t tokens of each of them (padd
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import cast
 
 import torch
 
 from cartridges.engine.parts import LEAST
 from cartridges.engine.rows import KV, Rows, Store
 from cartridges.engine.scheduler import Chunk
+from cartridges.engine.slabs import Slots
 
 Mask = torch.Tensor | None  # float32, added to scores: 0 or LEAST
 
@@ -29,9 +31,28 @@ class Group:
 
     start: int
     stop: int
-    kv: KV | None = None
+    kv: KV | Slots | None = None
     length: int = 0
     offset: int = 0
+
+
+@dataclass
+class Together:
+    """Groups that follow one another, behind runs in rows of one size, for the kernels that take them so.
+
+    `numbers` [3, n + 1], int32, of n groups: where each one's tokens begin, counted from the first one's, where its
+    columns begin among those of all rows, and how many of them are seen.
+    """
+
+    groups: list[Group]
+    held: Rows
+    numbers: torch.Tensor
+    longest: int  # the most tokens of a group
+
+    @cached_property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The three of `numbers`, the last one without its end."""
+        return self.numbers[0], self.numbers[1], self.numbers[2, :-1]
 
 
 @dataclass
@@ -50,6 +71,11 @@ class Bundle:
     greatest: int
     last: int  # the greatest column of a new token
 
+    def move(self) -> None:
+        """Each row has one more column."""
+        self.columns_B += 1
+        self.least, self.greatest, self.last = self.least + 1, self.greatest + 1, self.last + 1
+
 
 @dataclass
 class Ragged:
@@ -66,8 +92,12 @@ class Ragged:
 
     @cached_property
     def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the tokens begin [B + 1], where the columns begin [B + 1], how many columns are filled [B]."""
+        """The three of `numbers`, the last one without its end."""
         return self.numbers[0], self.numbers[1], self.numbers[2, :-1]
+
+    def move(self) -> None:
+        """Each row has one more column."""
+        self.numbers[2] += 1
 
 
 @dataclass
@@ -91,7 +121,7 @@ class Step:
     positions_T: torch.Tensor
     positions: list[int]
     wanted: torch.Tensor
-    depths: list[list[Group]]
+    depths: list[list[Group | Together]]
     bundles: Many[Bundle | Ragged]
     places_T: torch.Tensor | None
     writes: list[Write]
@@ -103,6 +133,18 @@ class Step:
     def is_ragged(self) -> bool:
         """Whether it is for the kernels of `flash`."""
         return isinstance(self.bundles[0], Ragged)
+
+    def move(self, ids: list[int]) -> None:
+        """Make it the next step of the same sequences, which read a token each."""
+        self.ids_T = torch.tensor(ids, device=self.ids_T.device)
+        self.positions_T += 1
+        self.positions = [position + 1 for position in self.positions]
+        for bundle in self.bundles:
+            bundle.move()
+        for write in self.writes:
+            write.columns += 1
+        self.layers.clear()
+        self._sights.clear()
 
     def write(self, layer: int, k_TGH: torch.Tensor, v_TGH: torch.Tensor) -> None:
         """Store the new keys and values of a layer."""
@@ -181,7 +223,7 @@ def make_step(
         torch.tensor(positions, device=device),
         positions,
         torch.tensor(wanted or [len(ids) - 1], device=device),
-        _depths(chunks, starts),
+        _depths(chunks, starts, device, ragged),
         bundles,
         places,
         writes,
@@ -204,7 +246,7 @@ def _ordered(chunks: Many[Chunk]) -> list[Chunk]:
     return sorted(chunks, key=place)
 
 
-def _depths(chunks: Many[Chunk], starts: Many[int]) -> list[list[Group]]:
+def _depths(chunks: Many[Chunk], starts: Many[int], device: torch.device, ragged: bool) -> list[list[Group | Together]]:
     """For each depth of the paths the groups, one after the other, that together are all tokens."""
     depths: list[list[Group]] = [[] for _ in range(max(len(chunk.sequence.path) for chunk in chunks))]
     for chunk, start in zip(chunks, starts, strict=True):
@@ -220,7 +262,26 @@ def _depths(chunks: Many[Chunk], starts: Many[int]) -> list[list[Group]]:
                 before.stop = stop
             else:
                 groups.append(group)
-    return depths
+    return [_together(groups, device) if ragged else [*groups] for groups in depths]
+
+
+def _together(groups: list[Group], device: torch.device) -> list[Group | Together]:
+    """Those that follow one another in rows of one size as one."""
+    found: list[Group | Together] = []
+    for rows, alike in groupby(groups, lambda group: group.kv.rows if isinstance(group.kv, Slots) else None):
+        members = list(alike)
+        if rows is None or len(members) < 2:
+            found += members
+            continue
+        slots = [cast(Slots, member.kv) for member in members]
+        numbers = [
+            [*(member.start - members[0].start for member in members), members[-1].stop - members[0].start],
+            [*(each.row * rows.size for each in slots), 0],
+            [*(member.length for member in members), 0],
+        ]
+        longest = max(member.stop - member.start for member in members)
+        found.append(Together(members, rows, torch.tensor(numbers, dtype=torch.int32, device=device), longest))
+    return found
 
 
 def _own(

@@ -30,6 +30,18 @@ def test_greedy_replies_equal_those_of_requests_alone(model, prefix_len, num_slo
         assert result.token_ids == judge_generate(model, request)
 
 
+def test_many_cartridges_are_read_together(model):
+    cartridges = [make_cartridge(model, num_slots, num_slots) for num_slots in (3, 19, 4, 300)]
+    requests = [
+        Request(ids_of(model, seed, 3 + seed), 14, cartridge=[*cartridges, None][seed % 5], stop_ids=NEVER)
+        for seed in range(8)
+    ]
+    engine = in_small_steps(Engine(model), 9)
+    for request, result in zip(requests, engine.generate(requests), strict=True):
+        assert result.token_ids == judge_generate(model, request)
+    assert sorted(engine.runner.slabs.slabs) == [256, 512]  # they are kept for later requests
+
+
 @pytest.mark.parametrize(("cap", "kinds"), [(30.0, "Bundle"), (None, "Ragged")])
 def test_models_that_cap_their_scores_are_not_for_the_kernels(tiny_tokenizer, cap, kinds):
     model = tiny("gemma3", tiny_tokenizer, attn_logit_softcapping=cap)
