@@ -17,7 +17,7 @@ from cartridges.engine.blocks import Blocks
 from cartridges.engine.reply import Reply
 from cartridges.engine.runner import Runner
 from cartridges.engine.sampler import NO_NUMBERS, choose, top_k
-from cartridges.engine.scheduler import MAX_ROWS, MAX_STEP_TOKENS, Chunk, Scheduler, Sequence, shared_key
+from cartridges.engine.scheduler import AHEAD, MAX_ROWS, MAX_STEP_TOKENS, Chunk, Scheduler, Sequence, shared_key
 from cartridges.errors import CartridgesError, InputError
 
 
@@ -52,6 +52,7 @@ class Batching:
             MAX_ROWS.get(kind, MAX_ROWS["cpu"]),
             MAX_STEP_TOKENS.get(kind, MAX_STEP_TOKENS["cpu"]),
             max(1, running.MAX_LOGITS // runner.model.identity.vocab_size),
+            AHEAD.get(kind, 0),
         )
         self.counts = Counts()
         self.num_ended = 0

@@ -199,6 +199,7 @@ class Engine:
         if request.prompt_logprobs_from is not None:
             wanted_from = request.prompt_logprobs_from - 1
         read = Read(list(request.prompt_ids), wanted_from, request.cartridge, request.prefix_len, live, reply)
+        read.limit = len(request.prompt_ids) + request.max_new_tokens
         reply.handle.on_abort = lambda: self._abort(read)
         self.batching.add(read)
         return read

@@ -49,6 +49,7 @@ class Graphs:
         self._before: Hashable = None
         self._num_alike = 0
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def run(self, step: Step) -> torch.Tensor:
         """The logits [T, V] of all tokens of a step, or those that are wanted where it is no step of decoding."""
@@ -89,10 +90,18 @@ class Graphs:
         return graph
 
     def _record(self, step: Step) -> tuple[Replay, torch.Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # others may bring their cartridges to the device meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self.forward(step)
+        """What `torch.cuda.graph` does, save that it gives all memory back that is free, which the next steps need."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            # others may bring their cartridges to the device meanwhile
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits = self.forward(step)
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
         self._pool = graph.pool()
         return graph.replay, logits
 

@@ -11,6 +11,7 @@ from cartridges.errors import CartridgesError
 KV = list[tuple[torch.Tensor, torch.Tensor]] | list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 MAX_DOUBLED = 65536  # tokens in rows of one size, up to which their number doubles as it grows
+LONG = 4096  # rows from which on none is made before it is needed: what they hold takes longer than copying
 
 
 class Rows:
@@ -42,9 +43,11 @@ class Rows:
     def _grown(
         self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # doubled, as long as that wastes little
-        is_small = self.num_rows * self.size <= MAX_DOUBLED
-        capacity = 1 << (self.num_rows - 1).bit_length() if is_small else self.num_rows + self.num_rows // 8
+        capacity = self.num_rows
+        if capacity * self.size <= MAX_DOUBLED:
+            capacity = 1 << (capacity - 1).bit_length()
+        elif self.size < LONG:
+            capacity += capacity // 8
         grown = []
         for place, tensor in enumerate(new_TGH):
             num_heads, head_size = tensor.shape[1:]

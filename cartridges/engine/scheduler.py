@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = {"cpu": 64, "cuda": 256}
 MAX_STEP_TOKENS = {"cpu": 1024, "cuda": 8192}
+AHEAD = {"cpu": 0, "cuda": 192}  # tokens to come that a row has room for at first, as growing ends a run of graphs
 
 
 class Storage(Protocol):
@@ -55,6 +56,7 @@ class Sequence:
     number: int = 0
     num_cached: int = 0
     reads_prefix: bool = False
+    limit: int = 0  # the most ids that it will have, where more will come
 
     @property
     def num_behind(self) -> int:
@@ -107,6 +109,7 @@ class Scheduler:
     max_rows: int
     max_step_tokens: int
     max_wanted: int
+    ahead: int = 0
     running: list[Sequence] = field(default_factory=list)
     waiting: deque[Sequence] = field(default_factory=deque)
     rows: dict[int, list[Sequence]] = field(default_factory=dict)
@@ -155,11 +158,11 @@ class Scheduler:
                 if self.is_live and sequence.live:
                     continue
                 break
-            if not self._place(sequence, len(sequence.ids) - sequence.start):
+            if not self._place(sequence, self._room(sequence)):
                 if self.running or readers or not self._find(sequence, reuse=False) or sequence.shared_len:
                     break
                 # what it would use again holds more than it uses
-                if not self._place(sequence, len(sequence.ids) - sequence.start):
+                if not self._place(sequence, self._room(sequence)):
                     break
             if not sequence.reads_prefix:
                 sequence.num_cached = sequence.start
@@ -195,6 +198,11 @@ class Scheduler:
         reader = Sequence(ids, len(ids), sequence.cartridge, live=sequence.live, fills=key)
         reader.path, reader.start = sequence.path, sequence.start
         return reader
+
+    def _room(self, sequence: Sequence) -> int:
+        """How many tokens its row should hold at first."""
+        num = len(sequence.ids)
+        return max(num, min(num + self.ahead, sequence.limit)) - sequence.start
 
     def _place(self, sequence: Sequence, length: int) -> bool:
         """Pin its path and give it a row, if there is room."""
