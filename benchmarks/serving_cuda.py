@@ -17,6 +17,7 @@
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -35,7 +36,6 @@ from cartridges.engine import flash
 from cartridges.engine.blocks import row_size
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
-from cartridges.engine.runner import Runner
 from cartridges.engine.scheduler import Chunk
 from cartridges.errors import CartridgesError
 from cartridges.log import progress
@@ -48,9 +48,14 @@ MAX_BYTES = 8 << 30  # of rows in part 3
 FULL, EACH, SHARED = "full context", "cartridge each", "one cartridge"
 
 
-def fill(runner: Runner) -> None:
-    """Have what it reads filled with random keys and values, except for steps of decoding, which it makes."""
-    read, model = runner.read, runner.model
+def fill(engine: Engine) -> None:
+    """Have what it reads filled with random keys and values, except for steps of decoding, which it makes.
+
+    Nothing is kept for later requests, so that each has its context to itself, in every repetition.
+    """
+    runner, model = engine.runner, engine.model
+    read = runner.read
+    engine.batching.scheduler.keep = lambda sequence, whole: None
 
     def filled(chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:
         if all(chunk.num_new == 1 for chunk in chunks):
@@ -78,10 +83,18 @@ def kv_bytes(model: Model, num_tokens: int) -> int:
     )
 
 
+def give_back() -> None:
+    """Give all memory back that nothing holds any more; engines hold themselves in circles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def batch_that_fits(model: Model, kind: str, length: int, given: argparse.Namespace) -> int:
     """The most requests that there is memory for."""
     free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else 1 << 30
-    own = row_size(PROMPT_LEN + given.new_tokens + (length if kind == FULL else 0)) + (length if kind == EACH else 0)
+    own = row_size(PROMPT_LEN + given.new_tokens + (length if kind == FULL else 0))
+    own += 9 * length // 4 if kind == EACH else 0  # the cartridge itself, where it is read from, and room to grow
     room = free - LEFT_FREE - kv_bytes(model, length if kind == SHARED else 0) if free > LEFT_FREE else free
     return max(1, min(given.batch, room // kv_bytes(model, own)))
 
@@ -97,7 +110,7 @@ def decoding(model: Model, kind: str, length: int, batch: int, given: argparse.N
         requests = requests_of(model, cartridges, batch, given.new_tokens)
     num_tokens = batch * row_size(len(requests[0].prompt_ids) + given.new_tokens) + num_cartridges * length
     engine = Engine(model, kv_tokens_total=4 * num_tokens)
-    fill(engine.runner)
+    fill(engine)
     engine.batching.scheduler.max_step_tokens = sum(len(each.prompt_ids) for each in requests)  # filled in one step
     speeds = [decode_speed(engine, requests) for _ in range(given.warm_ups + given.repetitions)][given.warm_ups :]
     engine.close()
@@ -120,19 +133,21 @@ def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with progress("decoding", len(kinds)) as bar:
         for kind, length in kinds:
+            give_back()
             length = min(length, model.window - PROMPT_LEN - given.new_tokens)
             rows.append(decoding(model, kind, length, batch_that_fits(model, kind, length, given), given))
             print(json.dumps(rows[-1]), flush=True)
             bar.advance(1, kind)
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
     return rows
 
 
 def in_one_batch(model: Model, given: argparse.Namespace) -> dict[str, Any]:
     """Part 2."""
     batch, length = given.same
-    rows = {kind: decoding(model, kind, length, batch, given) for kind in (FULL, SHARED)}
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in (FULL, SHARED):
+        give_back()
+        rows[kind] = decoding(model, kind, length, batch, given)
     return {"rows": list(rows.values()), "ratio": round(rows[SHARED]["tokens_per_s"] / rows[FULL]["tokens_per_s"], 2)}
 
 

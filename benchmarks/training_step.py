@@ -59,7 +59,7 @@ except ImportError:
     sys.exit(2)
 
 RESULT = Path(__file__).parent / "results" / "training_step.json"
-LENGTHS, NUM_TOP, TOP_MASS = (25, 100), 20, 0.99  # of random conversations, as self-study on pocket writes them
+LENGTHS, NUM_TOP, TOP_MASS = [25, 100], 20, 0.99  # of random conversations, as self-study on pocket writes them
 ROW_LENS = (2048, 512, 256)  # besides the preset's, where that is another
 BATCH_SIZES = (32, 16, 8, 4)
 EXAMPLE_SIZES = (8, 1)  # PEFT's example has 1
@@ -78,11 +78,11 @@ class Setting:
     num_computed: int  # tokens that go through the model, padding included
 
 
-def random_conversations(num: int, vocab_size: int) -> list[Conversation]:
+def random_conversations(num: int, vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[Conversation]:
     """Random tokens of which the latter half are targets, with random teachers."""
     rng = np.random.default_rng(0)
     conversations = []
-    for index, num_tokens in enumerate(rng.integers(LENGTHS[0], LENGTHS[1] + 1, num)):
+    for index, num_tokens in enumerate(rng.integers(lengths[0], lengths[1] + 1, num)):
         positions_M = np.arange(num_tokens // 2, num_tokens)
         ids_MK = np.stack([rng.choice(vocab_size, NUM_TOP, replace=False) for _ in positions_M])
         weights_MK = np.exp(2.0 * rng.standard_normal(ids_MK.shape))
@@ -245,7 +245,8 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     name, num = arguments.model, arguments.conversations
     model = random_model(name) if name in SHAPES else load_model(name)
     vocab_size, folder = model.identity.vocab_size, arguments.dataset
-    talks = read_conversations(folder, num, vocab_size) if folder else random_conversations(num, vocab_size)
+    lengths = arguments.lengths
+    talks = read_conversations(folder, num, vocab_size) if folder else random_conversations(num, vocab_size, lengths)
     data, num_steps = Dataset.from_conversations(talks), arguments.repetitions + 2
     row_lens = dict.fromkeys((TrainConfig.resolve(model.profile).row_len, *ROW_LENS))
     runs = [make_run(model, data, arguments.precision, arguments.slots, row_len, num_steps) for row_len in row_lens]
@@ -299,6 +300,7 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--conversations", type=int, default=4 if quick else 32, help="of one step")
     parser.add_argument("--dataset", type=Path, help="take its first conversations; by default random ones")
+    parser.add_argument("--lengths", type=int, nargs=2, default=LENGTHS, metavar="TOKENS", help="of random ones")
     parser.add_argument(
         "--context", type=int, default=32 if quick else 256, help="tokens that a teacher in the step reads"
     )

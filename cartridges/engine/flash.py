@@ -6,22 +6,9 @@ only a beginning is filled. Scores and their softmax are float32 within; results
 Shapes: T tokens, B rows of R, C columns, P tokens of a run, N query heads, G key/value heads, H head size.
 """
 
-from collections.abc import Iterable
-
 import torch
 
 from cartridges.engine.parts import Part
-
-MAX_HEAD_SIZE = 256
-
-
-def has_flash(device: torch.device, dtype: torch.dtype, head_sizes: Iterable[int]) -> bool:
-    """Whether there are such kernels for these numbers: of CUDA, from Ampere on, for heads of up to 256."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or torch.version.hip is not None:
-        return False
-    if not torch.backends.cuda.is_flash_attention_available() or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return all(size % 8 == 0 and size <= MAX_HEAD_SIZE for size in head_sizes)
 
 
 def of_rows(

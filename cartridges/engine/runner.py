@@ -10,7 +10,6 @@ import torch
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import configs_of, engine_attention
-from cartridges.engine.flash import has_flash
 from cartridges.engine.graphs import Graphs
 from cartridges.engine.linear import WideLinears
 from cartridges.engine.rows import KV, Store
@@ -19,6 +18,7 @@ from cartridges.engine.slabs import Slabs, Slots
 from cartridges.engine.steady import Steps
 from cartridges.engine.step import Step
 from cartridges.errors import InputError
+from cartridges.flash import has_flash
 from cartridges.model import Model
 
 MAX_LOGITS = 1 << 27  # numbers in the logits of one call: 512 MiB

@@ -5,10 +5,8 @@ themselves are stood in for by slow ones that do what is documented; tests/cuda 
 import time
 
 import pytest
-import torch
 
 from cartridges.engine.engine import Engine
-from cartridges.engine.flash import has_flash
 from cartridges.engine.graphs import NUM_EAGER
 from cartridges.engine.request import Request
 from tests.architectures import WINDOW, tiny
@@ -120,13 +118,3 @@ def test_windows_before_which_a_run_lies_are_not_recorded(tiny_tokenizer):
     alone = Request(ids_of(mistral, 1, 5), 3 * WINDOW, stop_ids=NEVER)
     assert engine.generate([alone])[0].token_ids == judge_generate(mistral, alone)
     assert engine.runner.graphs.num_replayed
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "size"), [("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.half, 300)]
-)
-def test_numbers_that_the_kernels_do_not_take(monkeypatch, device, dtype, size):
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert has_flash(torch.device("cuda"), torch.bfloat16, [64, 256])
-    assert not has_flash(torch.device(device), dtype, [64, size])
