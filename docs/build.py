@@ -12,7 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from serving_tables import MEASURED, pictures, serving_contexts, serving_first_token, serving_peft, serving_vllm, table
+from serving_tables import (
+    MEASURED,
+    pictures,
+    serving_contexts,
+    serving_cuda,
+    serving_first_token,
+    serving_peft,
+    serving_vllm,
+    table,
+)
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "cartridges" / "pocket" / "weights"
@@ -108,18 +117,22 @@ def transmute_memory() -> str:
     return "\n".join(lines)
 
 
-def training_step() -> str:
+def training_step(name: str = "training_step") -> str:
     """One step of training beside PEFT's, every setting."""
-    found = json.loads((MEASURED / "training_step.json").read_text())
+    if not (MEASURED / f"{name}.json").exists():
+        return ""
+    found = json.loads((MEASURED / f"{name}.json").read_text())
     rows = [
         [row["side"], row["setting"], f"{row['tokens_per_s']:,.0f}", f"{row['peak_mb']:.0f}"] for row in found["rows"]
     ]
     told = []
     for name, part in (("PEFT", found), ("a teacher in the step", found["teacher_in_step"])):
         low, high = part["speed_ratio_range"]
-        told.append(f"{part['speed_ratio']:.2f} times the tokens/s of {name} ({low:.2f} to {high:.2f})")
+        speed = f"{part['speed_ratio']:.2f} times the tokens/s of {name} ({low:.2f} to {high:.2f})"
+        told.append(f"{speed} at {part['memory_ratio']:.2f} times its peak memory")
     origin = f"`{found['command']}`, {found['hardware']}, {found['dtype']}, commit {found['commit']}"
-    about = f"{found['conversations']} conversations of {found['tokens']:,} tokens, {found['slots']} slots, "
+    about = f"Model {found['model']}, {found['conversations']} conversations of {found['tokens']:,} tokens, "
+    about += f"{found['slots']:,} slots, "
     about += f"{found['context']} tokens of context; fastest by fastest: {', '.join(told)}. {origin}"
     return "\n\n".join([table(["side", "a step", "tokens/s", "peak memory, MB"], rows), about])
 
@@ -140,11 +153,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "transmute_ridge": transmute_ridge,
     "transmute_memory": transmute_memory,
     "training_step": training_step,
+    "training_step_cuda": lambda: training_step("training_step_qwen3-0.6b"),
     "claims": claims,
     "serving_peft": serving_peft,
     "serving_contexts": serving_contexts,
     "serving_first_token": serving_first_token,
     "serving_vllm": serving_vllm,
+    "serving_cuda": serving_cuda,
 }
 
 

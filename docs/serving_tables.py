@@ -1,4 +1,4 @@
-"""How fast answering is, from the result files of `benchmarks/serving.py` and `benchmarks/serving_vllm.py`.
+"""How fast answering is, from the result files of `benchmarks/serving*.py`.
 
 A file that is not there is left out. The pictures carry a digest of the figures that they show, so that a check can
 tell an old one without drawing it anew.
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "results"
 NAMES = ("serving_pocket", "serving_qwen3-0.6b")
+CUDA_NAMES = ("serving_cuda_llama-3.1-8b", "serving_cuda_qwen3-4b")
 VLLM = "serving_vllm"
 OURS, PEFT, THEIRS = "engine", "generate + PEFT", "vLLM"
 KINDS = {
@@ -25,9 +26,9 @@ KINDS = {
 MARKS = {"full context": "o", "cartridge each": "s", "one cartridge": "^"}
 
 
-def read() -> Iterator[tuple[str, dict[str, Any]]]:
+def read(names: Sequence[str] = NAMES) -> Iterator[tuple[str, dict[str, Any]]]:
     """The measurements of the engine that there are, by the names of their files."""
-    for name in NAMES:
+    for name in names:
         if (MEASURED / f"{name}.json").exists():
             yield name, json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -67,18 +68,29 @@ def serving_peft() -> str:
     return "\n\n".join([table(head, rows), *origins])
 
 
+def by_context(name: str, result: dict[str, Any]) -> list[str]:
+    """Decoding by context length: the picture, then its figures."""
+    rows = []
+    for row in result["by_context"]:
+        speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
+        held = f"{row['kv_mb']:,.1f} MB" if "kv_mb" in row else f"{row['kv_gb']:,.1f} GB"
+        rows.append([KINDS[row["kind"]], f"{row['length']:,}", str(row["batch"]), speed, held])
+    head = [f"{result['model']}, behind", "tokens or slots", "requests at once", "tokens/s", "KV"]
+    picture = f"![Tokens/s of {result['model']} against the length of the context](results/{name}.png)"
+    return [*([picture] if has_curve(result) else []), table(head, rows)]
+
+
+def has_curve(result: dict[str, Any]) -> bool:
+    """Whether there is a line to draw."""
+    kinds = [row["kind"] for row in result["by_context"]]
+    return len(set(kinds)) < len(kinds)
+
+
 def serving_contexts() -> str:
     """Decoding by context length: the pictures, then their figures."""
     parts = []
     for name, result in read():
-        parts.append(f"![Tokens/s of {result['model']} against the length of the context](results/{name}.png)")
-        rows = []
-        for row in result["by_context"]:
-            speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}"
-            rows.append([KINDS[row["kind"]], f"{row['length']:,}", str(row["batch"]), speed, f"{row['kv_mb']:,.1f} MB"])
-        parts.append(
-            table([f"{result['model']}, behind", "tokens or slots", "requests at once", "tokens/s", "KV"], rows)
-        )
+        parts += by_context(name, result)
         parts.append(f"Within {result['budget']:,} tokens of keys and values. {origin(result)}")
     return "\n\n".join(parts)
 
@@ -90,6 +102,34 @@ def serving_first_token() -> str:
         rows = [[name, f"{took:,.2f}"] for name, took in result["first_token_ms"].items()]
         parts.append(table([f"{result['model']}, {result['slots']} slots", "ms"], rows))
         parts.append(origin(result))
+    return "\n\n".join(parts)
+
+
+def serving_cuda() -> str:
+    """Real sizes on a GPU: by context, in one batch, one layer's attention, the first token."""
+    parts = []
+    for name, result in read(CUDA_NAMES):
+        parts += by_context(name, result)
+        same, attention = result["same_batch"], result["attention"]
+        speeds = " and ".join(f"{row['tokens_per_s']:,.0f}" for row in same["rows"])
+        about = same["rows"][0]
+        told = f"With {about['batch']} requests at once behind {about['length']:,} tokens, of their own and shared: "
+        parts.append(f"{told}{speeds} tokens/s, {same['ratio']:.2f}x.")
+        rows = []
+        for row in attention["rows"]:
+            cells = [f"{row['batch']}", f"{row['length']:,}"]
+            for kind in ("each", "shared"):
+                cells += [f"{1000 * row[f'{kind}_ms']:,.0f}", f"{row[f'{kind}_gb_per_s']:,.0f}"]
+            rows.append([*cells, f"{row['ratio']:.1f}x"])
+        head = ["requests", "tokens before", "of their own, us", "GB/s", "shared, us", "GB/s", "faster"]
+        parts.append(
+            f"One layer's attention to what stands before; a copy reaches {attention['copy_gb_per_s']:,.0f} GB/s:"
+        )
+        parts.append(table(head, rows))
+        first = [[name, f"{took:,.2f}"] for name, took in result["first_token_ms"].items()]
+        parts.append(table([f"{result['model']}, {result['slots']:,} slots", "ms"], first))
+        counts = f"{result['new_tokens']} tokens a reply, means of {result['repetitions']} after {result['warm_ups']}"
+        parts.append(f"{counts} to warm up. {origin(result)}")
     return "\n\n".join(parts)
 
 
@@ -140,7 +180,8 @@ def draw(result: dict[str, Any], digest: str) -> bytes:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens of context, or slots")
     axes.set_ylabel("tokens/s, all requests")
-    axes.set_title(f"{result['model']}, {result['budget']:,} tokens of keys and values", fontsize=10)
+    limit = f"{result['budget']:,} tokens of keys and values" if "budget" in result else "as many requests as fit"
+    axes.set_title(f"{result['model']}, {limit}", fontsize=10)
     add_legend(figure, LIGHT)
     content = BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None, "Comment": digest})
@@ -150,10 +191,12 @@ def draw(result: dict[str, Any], digest: str) -> bytes:
 def pictures(check: bool) -> list[Path]:
     """The pictures that are not those of the result files; drawn anew unless `check`."""
     stale = []
-    for name, result in read():
-        shown = [result["model"], result["budget"], result["by_context"]]
+    for name, result in read([*NAMES, *CUDA_NAMES]):
+        shown = [result["model"], result.get("budget"), result["by_context"]]
         digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()
         path = PICTURES / f"{name}.png"
+        if not has_curve(result):
+            continue
         if not path.exists() or digest.encode() not in path.read_bytes():
             stale.append(path)
             if not check:

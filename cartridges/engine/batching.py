@@ -106,7 +106,7 @@ class Batching:
             self._end(sequence, "error", error)
         except Exception:  # telling it failed too
             if sequence in self.scheduler.running:
-                self.scheduler.leave(sequence)
+                self._leave(sequence)
 
     @torch.inference_mode()
     def clear_aborted(self) -> None:
@@ -153,11 +153,9 @@ class Batching:
                     rows.append(place - 1)
             elif not sequence.num_unread:
                 self.scheduler.keep(sequence, whole=True)
-                self.scheduler.leave(sequence)
+                self._leave(sequence)
         if ready:
             self._choose(logits_MV if len(rows) == len(logits_MV) else logits_MV[rows], ready)
-        if not self.scheduler.running:
-            self.runner.steps.forget()
 
     def _choose(self, logits_BV: torch.Tensor, sequences: list[Sequence]) -> None:
         lse_B = logits_BV.logsumexp(-1)
@@ -204,7 +202,7 @@ class Batching:
         self.counts.new += 1
         try:
             reply.take(token, logprob, entries)
-            if self.runner.is_async:
+            if self.runner.is_async and not reply.finish_reason:
                 self._untold.append(sequence)
             else:
                 reply.tell()
@@ -224,13 +222,21 @@ class Batching:
             except Exception as error:  # of the caller's function
                 self._end(sequence, "error", error)
 
+    def _leave(self, sequence: Sequence) -> None:
+        """Let go of a sequence, and with the last one of what the last step read."""
+        self.scheduler.leave(sequence)
+        if sequence in self._untold:
+            self._untold.remove(sequence)
+        if not self.scheduler.running:
+            self.runner.steps.forget()
+
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         """Let a sequence leave, and tell who waits for it."""
         scheduler, task = self.scheduler, sequence.task
         if sequence.live and sequence.lasting and not error and sequence in scheduler.running:
             with suppress(Exception):  # as of memory: it is kept for others, who can do without
                 scheduler.keep(sequence, whole=False)
-        scheduler.leave(sequence)
+        self._leave(sequence)
         if sequence.fills:  # those that wait for what it failed to read
             for waiting in list(scheduler.waiting):
                 if waiting.shared_len and shared_key(waiting) == sequence.fills:

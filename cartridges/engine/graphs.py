@@ -1,17 +1,18 @@
 """CUDA graphs of decoding: a step like those before it is replayed as a whole, not launched kernel by kernel.
 
 Two steps are alike where the same work is done in the same places of memory, and only the numbers in the step's own
-tensors differ: as many replies that get one token each, behind the same runs, in rows of the same sizes, on a model
-with the same hooks. A graph knows places, not what lies there, so it is found by the places that a step reads now; it
-keeps nothing else alive. Modules that are exchanged for others are not noticed: make an engine anew.
+tensors differ: as many replies that get one token each, behind the same runs, in rows of the same sizes, on the same
+weights. A graph knows places, not what lies there, so it is found by the places that a step reads now, and keeps none
+of them alive. While hooks are on the model nothing is recorded or replayed, for they may be any Python. Modules that
+are exchanged for others are not noticed: make an engine anew.
 
 Shapes: T tokens of the call, V vocabulary.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from cartridges.log import logger
 
 NUM_EAGER = 3  # like steps in a row, after which a graph is made: making one takes as long as a few steps
 MAX_GRAPHS = 16
+NUM_ROWS = 256  # that there is room for in the logits, at least
 
 Forward = Callable[[Step], torch.Tensor]
 Replay = Callable[[], None]
@@ -39,10 +41,10 @@ class Graph:
 class Graphs:
     """The graphs of one model's steps. What `run` gives is good until it is called again."""
 
-    def __init__(self, hf: nn.Module, forward: Forward) -> None:
+    def __init__(self, hf: nn.Module, device: torch.device, forward: Forward) -> None:
         self.forward = forward
+        self.device = device
         self._modules = list(hf.modules())
-        self._parameters = list(hf.parameters())
         self.is_broken = False  # after a model that cannot be recorded
         self.num_replayed = 0
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
@@ -50,11 +52,13 @@ class Graphs:
         self._num_alike = 0
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
+        self._logits: torch.Tensor | None = None
 
     def run(self, step: Step) -> torch.Tensor:
         """The logits [T, V] of all tokens of a step, or those that are wanted where it is no step of decoding."""
         key = None if self.is_broken else likeness(step)
-        key = key and (key, self._state())
+        weights = key and self._weights()
+        key = weights and (key, weights)
         if key is None:
             self._before = None
             return self.forward(step)
@@ -72,14 +76,23 @@ class Graphs:
         self.num_replayed += 1
         return graph.logits
 
-    def _state(self) -> Hashable:
-        """What the model's layers do to their inputs: no hook ever has another's number."""
-        hooks = chain.from_iterable((*part._forward_hooks, *part._forward_pre_hooks) for part in self._modules)
-        return tuple(hooks), tuple(parameter.data_ptr() for parameter in self._parameters)
+    def _weights(self) -> Hashable:
+        """Where they lie; None while a hook is on the model."""
+        places: list[int | None] = []
+        for part in self._modules:
+            if part._forward_hooks or part._forward_pre_hooks:
+                return None
+            for held in (*part._parameters.values(), *part._buffers.values()):
+                places.append(None if held is None else held.data_ptr())
+        return tuple(places)
 
     def _make(self, key: Hashable, step: Step) -> Graph | None:
         try:
             replay, logits = self._record(step)
+        except torch.OutOfMemoryError:  # while recording, no memory that is merely kept for later is given back
+            torch.cuda.empty_cache()
+            self._num_alike = 0
+            return None
         except RuntimeError as error:
             self.is_broken = True
             logger.warning("decoding goes on without CUDA graphs, into which this model cannot be made: %s", error)
@@ -89,18 +102,28 @@ class Graphs:
             self._graphs.popitem(last=False)
         return graph
 
+    def _told(self, logits_TV: torch.Tensor) -> torch.Tensor:
+        """The logits in a place that all graphs write to."""
+        num, size = logits_TV.shape
+        if self._logits is None or len(self._logits) < num:
+            self._logits = logits_TV.new_empty(max(num, NUM_ROWS), size)
+        return self._logits[:num].copy_(logits_TV)
+
     def _record(self, step: Step) -> tuple[Replay, torch.Tensor]:
         """What `torch.cuda.graph` does, save that it gives all memory back that is free, which the next steps need."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        self._stream = self._stream or torch.cuda.Stream()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        self._stream = self._stream or torch.cuda.Stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             # others may bring their cartridges to the device meanwhile
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                logits = self.forward(step)
-            finally:
-                graph.capture_end()
+                logits = self._told(self.forward(step))
+            except Exception:
+                with suppress(RuntimeError):  # which says only that recording failed
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(self._stream)
         self._pool = graph.pool()
         return graph.replay, logits

@@ -15,10 +15,14 @@ LONG = 4096  # rows from which on none is made before it is needed: what they ho
 
 
 class Rows:
-    """Rows of one size. The tensors of a layer are made when it first writes, and grow with the number of rows."""
+    """Rows of one size. The tensors of a layer are made when it first writes, and grow with the number of rows.
 
-    def __init__(self, size: int) -> None:
+    Few rows double; `doubles` says otherwise.
+    """
+
+    def __init__(self, size: int, doubles: bool = True) -> None:
         self.size = size
+        self.doubles = doubles
         self.num_rows = 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -44,7 +48,7 @@ class Rows:
         self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         capacity = self.num_rows
-        if capacity * self.size <= MAX_DOUBLED:
+        if self.doubles and capacity * self.size <= MAX_DOUBLED:
             capacity = 1 << (capacity - 1).bit_length()
         elif self.size < LONG:
             capacity += capacity // 8
@@ -86,13 +90,15 @@ class Store:
             return
         from_rows, to_rows = self.sizes[size], self.sizes[target[0]]
         first, stop, are_consecutive = rows[0], rows[-1] + 1, rows == list(range(rows[0], rows[-1] + 1))
+        index = None
         for layer, held in from_rows.layers.items():
             into = to_rows.layers.get(layer)
             if into is None or into[0].shape[0] < to_rows.num_rows:
                 like = [tensor[0].transpose(0, 1) for tensor in held]
                 into = to_rows.layers[layer] = to_rows._grown(into, *like)
             for old, new in zip(held, into, strict=True):
-                given = old[first:stop] if are_consecutive else old[torch.tensor(rows, device=old.device)]
+                index = torch.tensor(rows, device=old.device) if index is None else index
+                given = old[first:stop] if are_consecutive else old[index]
                 new[target[1] : target[1] + len(rows), :, :length] = given[:, :, :length]
 
     def take(self, size: int, row: int, length: int) -> KV:

@@ -42,7 +42,7 @@ class Runner:
         self.has_flash = has_flash(model.device, model.dtype, sizes) and not any(caps)
         self.slabs = Slabs()
         self.steps = Steps(self.store, model.device, self.has_flash)
-        self.graphs = Graphs(model.hf, self._forward) if self.has_flash else None
+        self.graphs = Graphs(model.hf, model.device, self._forward) if self.has_flash else None
 
     @torch.inference_mode()
     def read(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[Chunk]]:

@@ -57,6 +57,7 @@ class Sequence:
     num_cached: int = 0
     reads_prefix: bool = False
     limit: int = 0  # the most ids that it will have, where more will come
+    is_alone: bool = False  # there was no room for it behind what it would use again
 
     @property
     def num_behind(self) -> int:
@@ -144,7 +145,7 @@ class Scheduler:
             self.admitting = sequence
             if len(self.running) >= self.max_rows:
                 break
-            if not self._find(sequence, reuse=sequence.live):
+            if not self._find(sequence, reuse=sequence.live and not sequence.is_alone):
                 break
             if sequence.start < sequence.shared_len:
                 key = shared_key(sequence)
@@ -158,12 +159,11 @@ class Scheduler:
                 if self.is_live and sequence.live:
                     continue
                 break
-            if not self._place(sequence, self._room(sequence)):
-                if self.running or readers or not self._find(sequence, reuse=False) or sequence.shared_len:
+            if not self._place(sequence, len(sequence.ids) - sequence.start, self._ahead(sequence)):
+                if self.running or readers or sequence.is_alone:
                     break
-                # what it would use again holds more than it uses
-                if not self._place(sequence, self._room(sequence)):
-                    break
+                sequence.is_alone = True  # what it would use again holds more than it uses
+                return self.admit()
             if not sequence.reads_prefix:
                 sequence.num_cached = sequence.start
             self.waiting.remove(sequence)
@@ -179,6 +179,9 @@ class Scheduler:
         span, start = None, 0
         if sequence.cartridge is not None:
             if root not in blocks.found:
+                own = row_size(sequence.shared_len or len(sequence.ids))
+                if not blocks.has_room(cost(sequence.cartridge.num_slots) + own):  # told before anything is copied
+                    return False
                 run = Run(sequence.cartridge.num_slots, None, self.load(sequence.cartridge), sequence.lasting)
                 if not blocks.add(run, {root: run.length}):
                     return False
@@ -199,19 +202,20 @@ class Scheduler:
         reader.path, reader.start = sequence.path, sequence.start
         return reader
 
-    def _room(self, sequence: Sequence) -> int:
-        """How many tokens its row should hold at first."""
-        num = len(sequence.ids)
-        return max(num, min(num + self.ahead, sequence.limit)) - sequence.start
+    def _ahead(self, sequence: Sequence) -> int:
+        """How many tokens to come its row should have room for at first."""
+        return min(self.ahead, max(0, sequence.limit - len(sequence.ids)))
 
-    def _place(self, sequence: Sequence, length: int) -> bool:
-        """Pin its path and give it a row, if there is room."""
+    def _place(self, sequence: Sequence, length: int, ahead: int = 0) -> bool:
+        """Pin its path and give it a row, if there is room; one with room ahead, if nothing has to go for that."""
         self.blocks.pin(sequence.path)
-        if not self.blocks.has_room(row_size(length)):
+        if self.blocks.free < row_size(length + ahead):
+            ahead = 0
+        if not self.blocks.has_room(row_size(length + ahead)):
             self.blocks.unpin(sequence.path)
             sequence.path, sequence.start = (), 0
             return False
-        self._open(sequence, row_size(length))
+        self._open(sequence, row_size(length + ahead))
         self.running.append(sequence)
         return True
 

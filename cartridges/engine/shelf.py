@@ -47,7 +47,8 @@ class Shelf:
 
     def _load(self, folder: Path) -> Cartridge:
         Manifest.read(folder)  # told before anything large is read
-        return Cartridge.load(folder).to(self.model.device, self.model.dtype)
+        # an engine on another device has copies there of those in use, which its budget counts
+        return Cartridge.load(folder).to("cpu", self.model.dtype)
 
     def remove(self, name: str) -> None:
         """Take `name` off. Requests that run with it end with it."""

@@ -1,7 +1,8 @@
 """Cartridges' slots where flash kernels are: those of about one size beside each other, in one tensor for each layer.
 
 So one kernel reads what many requests stand behind, each behind another cartridge. Slots are copied here when a
-cartridge is first used, and stay until its run goes; requests that stand behind them copy nothing.
+cartridge is first used, and stay until its run goes; requests that stand behind them copy nothing. A free row is for
+the next cartridge of that size; the memory goes back with the last of them.
 
 Shapes: P slots, G key/value heads, H head size.
 """
@@ -12,9 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from cartridges.engine.blocks import cost
 from cartridges.engine.rows import Rows
-
-SIZE = 256  # sizes are multiples of it
 
 
 class Slots:
@@ -43,22 +43,21 @@ class Slabs:
     def put(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Slots:
         """A copy of a cartridge's keys and values, each [G, P, H], that lasts as long as what is returned is held."""
         length = keys[0].shape[1]
-        size = -(-length // SIZE) * SIZE
         with self._lock:
-            rows, free = self.slabs.setdefault(size, (Rows(size), []))
+            rows, free = self.slabs.setdefault(cost(length), (Rows(cost(length), doubles=False), []))
             if not free:
                 free.append(rows.num_rows)
                 rows.num_rows += 1
             row = free.pop()
             slots = Slots(rows, row, length)
-            weakref.finalize(slots, self._release, size, row)
+            weakref.finalize(slots, self._release, rows, free, row)
+            self.slabs[rows.size] = rows, free  # should the last other one have gone just now
             for layer, parts in enumerate(zip(keys, values, strict=True)):
                 rows.fill(layer, row, *parts)
         return slots
 
-    def _release(self, size: int, row: int) -> None:
+    def _release(self, rows: Rows, free: list[int], row: int) -> None:
         with self._lock:
-            rows, free = self.slabs[size]
             free.append(row)
-            if len(free) == rows.num_rows:
-                del self.slabs[size]
+            if len(free) == rows.num_rows and self.slabs.get(rows.size, (None,))[0] is rows:
+                del self.slabs[rows.size]

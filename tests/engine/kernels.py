@@ -1,12 +1,10 @@
 """What the flash kernels of CUDA and its graphs are documented to do, slowly and anywhere."""
 
-from dataclasses import replace
-
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cartridges.engine.rows import Rows
 from cartridges.engine.runner import Runner
-from cartridges.engine.step import Together
 
 
 def attend(q_tNH, k_cGH, v_cGH, scale, hidden_tc):
@@ -18,8 +16,19 @@ def attend(q_tNH, k_cGH, v_cGH, scale, hidden_tc):
     return torch.einsum("ntc,cnh->tnh", scores.softmax(-1), values), scores.logsumexp(-1).T
 
 
-def of_rows(q_TNH, k_RGCH, v_RGCH, first_q, first_k, used, longest, scale, window=None, causal=True):
-    """As `flash.of_rows`: tokens are aligned with the last of the columns."""
+@torch.library.custom_op("cartridges_tests::of_rows", mutates_args=())
+def rows_op(
+    q_TNH: torch.Tensor,
+    k_RGCH: torch.Tensor,
+    v_RGCH: torch.Tensor,
+    first_q: torch.Tensor,
+    first_k: torch.Tensor,
+    used: torch.Tensor,
+    longest: int,
+    scale: float,
+    window: int | None,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     keys, values = (held.transpose(1, 2).flatten(0, 1) for held in (k_RGCH, v_RGCH))
     assert all(numbers.dtype == torch.int32 for numbers in (first_q, first_k, used))
     assert len(first_q) == len(first_k) == len(used) + 1 and first_q[-1] == len(q_TNH)
@@ -38,31 +47,58 @@ def of_rows(q_TNH, k_RGCH, v_RGCH, first_q, first_k, used, longest, scale, windo
     return torch.cat(outs).to(q_TNH.dtype), torch.cat(logs).float()
 
 
-def of_run(q_TNH, k_GPH, v_GPH, scale):
-    """As `flash.of_run`."""
+@torch.library.custom_op("cartridges_tests::of_run", mutates_args=())
+def run_op(
+    q_TNH: torch.Tensor, k_GPH: torch.Tensor, v_GPH: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     hidden = torch.zeros(len(q_TNH), k_GPH.shape[1], dtype=torch.bool, device=q_TNH.device)
     out, log = attend(q_TNH, k_GPH.transpose(0, 1), v_GPH.transpose(0, 1), scale, hidden)
-    return out.to(q_TNH.dtype), log.float()
+    return out.to(q_TNH.dtype), log.float().clone()
+
+
+def of_rows(q_TNH, k_RGCH, v_RGCH, first_q, first_k, used, longest, scale, window=None, causal=True):
+    """As `flash.of_rows`: tokens are aligned with the last of the columns."""
+    return rows_op(q_TNH, k_RGCH, v_RGCH, first_q, first_k, used, longest, scale, window, causal)
+
+
+def of_run(q_TNH, k_GPH, v_GPH, scale):
+    """As `flash.of_run`."""
+    return run_op(q_TNH, k_GPH, v_GPH, scale)
+
+
+class Recorder(TorchDispatchMode):
+    """Every operation with its very tensors. As on a device, nothing may ask for a number while it records."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(func), "a number was asked for"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+
+def tensors(values):
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def record(graphs, step):
-    """As `Graphs._record`: the work of this very step is done again, in the places that it has now."""
-    step = fixed(step)
-    logits = graphs.forward(step).clone()
-    return lambda: logits.copy_(graphs.forward(step)), logits
+    """As `Graphs._record`: operations are done again on the tensors that they had, and no Python is run."""
+    with Recorder() as recorder:
+        logits = graphs._told(graphs.forward(step))
 
+    def replay():
+        for func, args, kwargs, out in recorder.calls:
+            given = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
+            made = [tensor for tensor in tensors(out) if tensor.untyped_storage().data_ptr() not in given]
+            if made or func._schema.is_mutable:
+                found = tensors(func(*args, **kwargs))
+                for old, new in zip(made, found[-len(made) :] if made else [], strict=True):
+                    old.copy_(new)
 
-def fixed(step):
-    """The step with the tensors that its rows have now, whatever they grow to."""
-
-    def place(part):
-        rows = Rows(part.held.size)
-        rows.num_rows, rows.layers = part.held.num_rows, dict(part.held.layers)
-        return replace(part, held=rows)
-
-    depths = [[place(group) if isinstance(group, Together) else group for group in groups] for groups in step.depths]
-    parts = {"bundles": [place(bundle) for bundle in step.bundles], "writes": [place(write) for write in step.writes]}
-    return replace(step, depths=depths, **parts)
+    return replay, logits
 
 
 def emulate(monkeypatch):

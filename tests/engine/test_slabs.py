@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cartridges.engine.slabs import SIZE, Slabs
+from cartridges.engine.slabs import Slabs
 
 
 def parts(seed, num_slots, num_layers=3):
@@ -21,11 +21,12 @@ def is_held(slots, given):
 
 def test_what_was_put_is_read_whatever_comes_later():
     slabs, held = Slabs(), []
-    for seed, num_slots in enumerate([5, SIZE, 1, SIZE + 1, 7, 9, SIZE - 1]):
+    for seed, num_slots in enumerate([5, 16, 1, 17, 7, 9, 15, 40]):
         given = parts(seed, num_slots)
         held.append((slabs.put(*given), given))
         assert all(is_held(*each) for each in held)
-    assert sorted(slabs.slabs) == [SIZE, 2 * SIZE] and slabs.slabs[SIZE][0].num_rows == 6
+    assert {size: rows.num_rows for size, (rows, _) in slabs.slabs.items()} == {16: 6, 32: 1, 48: 1}
+    assert len(slabs.slabs[16][0].layers[0][0]) == 6  # no more than the books tell of
 
 
 def test_rows_are_used_again_and_the_last_one_gives_the_memory_back():
@@ -45,4 +46,13 @@ def test_what_cannot_be_put_leaves_no_row_taken():
     keys, values = parts(2, 6)
     with pytest.raises(ValueError, match="shorter"):
         slabs.put(keys, values[:-1])
-    assert slabs.slabs[SIZE][1] == [1] and is_held(kept, parts(1, 5))
+    assert slabs.slabs[16][1] == [1] and is_held(kept, parts(1, 5))
+
+
+def test_rows_of_a_slab_that_was_let_go_meanwhile():
+    slabs = Slabs()
+    old = slabs.put(*parts(1, 5))
+    rows = old.rows
+    del old
+    new = slabs.put(*parts(2, 6))
+    assert new.rows is not rows and slabs.slabs[16][0] is new.rows and is_held(new, parts(2, 6))
