@@ -67,6 +67,8 @@ class Graphs:
             graph = self._make(key, step)
         if graph is None:
             logits = self.forward(step)
+            if self._logits is None or len(self._logits) < len(logits):  # a place that all graphs write to
+                self._logits = logits.new_empty(max(len(logits), NUM_ROWS), logits.shape[1])
             self._num_alike = self._num_alike + 1 if key == self._before else 1
             self._before = None if step.depends_on_positions else key
             return logits
@@ -102,12 +104,10 @@ class Graphs:
             self._graphs.popitem(last=False)
         return graph
 
-    def _told(self, logits_TV: torch.Tensor) -> torch.Tensor:
-        """The logits in a place that all graphs write to."""
-        num, size = logits_TV.shape
-        if self._logits is None or len(self._logits) < num:
-            self._logits = logits_TV.new_empty(max(num, NUM_ROWS), size)
-        return self._logits[:num].copy_(logits_TV)
+    def written(self, logits_TV: torch.Tensor) -> torch.Tensor:
+        """The logits, in the place that all graphs write to."""
+        assert self._logits is not None
+        return self._logits[: len(logits_TV)].copy_(logits_TV)
 
     def _record(self, step: Step) -> tuple[Replay, torch.Tensor]:
         """What `torch.cuda.graph` does, save that it gives all memory back that is free, which the next steps need."""
@@ -118,7 +118,7 @@ class Graphs:
             # others may bring their cartridges to the device meanwhile
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                logits = self._told(self.forward(step))
+                logits = self.written(self.forward(step))
             except Exception:
                 with suppress(RuntimeError):  # which says only that recording failed
                     graph.capture_end()

@@ -87,7 +87,7 @@ def tensors(values):
 def record(graphs, step):
     """As `Graphs._record`: operations are done again on the tensors that they had, and no Python is run."""
     with Recorder() as recorder:
-        logits = graphs._told(graphs.forward(step))
+        logits = graphs.written(graphs.forward(step))
 
     def replay():
         for func, args, kwargs, out in recorder.calls:
