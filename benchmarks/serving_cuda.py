@@ -21,8 +21,7 @@ import gc
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -126,19 +125,16 @@ def decoding(model: Model, kind: str, length: int, batch: int, given: argparse.N
     }
 
 
-def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Part 1."""
+def by_context(model: Model, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Part 1, row by row."""
     kinds = [(FULL, length) for length in given.contexts]
     kinds += [(EACH, slots) for slots in given.each] + [(SHARED, slots) for slots in given.shared]
-    rows: list[dict[str, Any]] = []
     with progress("decoding", len(kinds)) as bar:
         for kind, length in kinds:
             give_back()
             length = min(length, model.window - PROMPT_LEN - given.new_tokens)
-            rows.append(decoding(model, kind, length, batch_that_fits(model, kind, length, given), given))
-            print(json.dumps(rows[-1]), flush=True)
+            yield decoding(model, kind, length, batch_that_fits(model, kind, length, given), given)
             bar.advance(1, kind)
-    return rows
 
 
 def in_one_batch(model: Model, given: argparse.Namespace) -> dict[str, Any]:
@@ -243,6 +239,13 @@ def first_token(model: Model, given: argparse.Namespace) -> dict[str, float]:
     return {name: round(median(each), 3) for name, each in found.items()}
 
 
+def told(result: dict[str, Any], name: str, part: Any, out: Path | None) -> None:
+    """Print a part and write all that is known."""
+    print(f"{name}: {json.dumps(part)}", flush=True)
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Measure, print, write; gives the exit code."""
     quick = "--quick" in sys.argv
@@ -280,19 +283,17 @@ def main() -> int:
             "prompt_tokens": PROMPT_LEN,
             **{name: getattr(given, name) for name in settings},
         }
-        started = time.perf_counter()
         for name, part in (("first_token_ms", first_token), ("attention", attention), ("same_batch", in_one_batch)):
             if has_cuda or part is not attention:
                 result[name] = part(model, given)
-                print(f"{time.perf_counter() - started:.0f} s", json.dumps({name: result[name]}), flush=True)
-        result["by_context"] = by_context(model, given)
-        if has_cuda:
-            result["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
+                told(result, name, result[name], out)
+        result["by_context"] = []
+        for row in by_context(model, given):
+            result["by_context"].append(row)
+            told(result, "by_context", row, out)
     except CartridgesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if out:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
