@@ -210,18 +210,30 @@ def peak_bytes_of(setting: Setting, device: torch.device) -> int:
 
 
 def measure(settings: Sequence[Setting], num_tokens: int, num_steps: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row a setting: the median of its tokens/s, `all` of them, and the peak memory of a step."""
+    """One row a setting: the median of its tokens/s, `all` of them, and the peak memory of a step.
+
+    Nothing of that is in the rows of those for which the device has too little memory.
+    """
     speeds: list[list[float]] = [[] for _ in settings]
+    too_large: set[int] = set()
     rows: list[dict[str, Any]] = []
     with progress("measuring training steps", len(settings) * (num_steps + 2)) as bar:
         for _ in range(num_steps + 1):
-            for setting, found in zip(settings, speeds, strict=True):
-                found.append(round(num_tokens / seconds_of(setting), 1))
+            for place, (setting, found) in enumerate(zip(settings, speeds, strict=True)):
+                try:
+                    if place not in too_large:
+                        found.append(round(num_tokens / seconds_of(setting), 1))
+                except torch.OutOfMemoryError:
+                    too_large.add(place)
+                    torch.cuda.empty_cache()
                 bar.advance(1, f"{setting.side}, {setting.name}")
-        for setting, (_, *timed) in zip(settings, speeds, strict=True):  # the first one warms up
-            told = {"side": setting.side, "setting": setting.name, "tokens_per_s": round(median(timed), 1)}
-            peak = {"peak_mb": round(peak_bytes_of(setting, device) / 1e6, 1)}
-            rows.append({**told, **peak, "num_computed_tokens": setting.num_computed, "all": timed})
+        for place, (setting, timed) in enumerate(zip(settings, speeds, strict=True)):
+            told: dict[str, Any] = {"side": setting.side, "setting": setting.name}
+            if place not in too_large:
+                timed = timed[1:]  # the first one warms up
+                told |= {"tokens_per_s": round(median(timed), 1), "all": timed}
+                told["peak_mb"] = round(peak_bytes_of(setting, device) / 1e6, 1)
+            rows.append({**told, "num_computed_tokens": setting.num_computed})
             bar.advance(1, "peak memory")
     return rows
 
@@ -229,7 +241,8 @@ def measure(settings: Sequence[Setting], num_tokens: int, num_steps: int, device
 def compared(rows: list[dict[str, Any]], side: str) -> dict[str, Any]:
     """The fastest of ours by the fastest of `side`: the ratio of medians, and the range over the repetitions."""
     mine, theirs = (
-        max((row for row in rows if row["side"] == each), key=lambda row: row["tokens_per_s"]) for each in (OURS, side)
+        max((row for row in rows if row["side"] == each and "all" in row), key=lambda row: row["tokens_per_s"])
+        for each in (OURS, side)
     )
     ratios = [a / b for a, b in zip(mine["all"], theirs["all"], strict=True)]
     return {
@@ -279,7 +292,8 @@ def show(result: dict[str, Any]) -> None:
     """Print a line for each setting, and the ratio."""
     print(f"{'one training step':48} {'tokens/s (median)':>20} {'peak memory, MB':>18}")
     for row in result["rows"]:
-        print(f"{row['side'] + ', ' + row['setting']:48} {row['tokens_per_s']:20.0f} {row['peak_mb']:18.0f}")
+        known = f"{row['tokens_per_s']:20.0f} {row['peak_mb']:18.0f}" if "all" in row else f"{'too large':>20}"
+        print(f"{row['side'] + ', ' + row['setting']:48} {known}")
     for side, found in (
         (PEFT, result),
         (f"{IN_STEP}, {result['context']} tokens of context", result["teacher_in_step"]),

@@ -105,11 +105,28 @@ def serving_first_token() -> str:
     return "\n\n".join(parts)
 
 
+def over_full_context(rows: Sequence[dict[str, Any]]) -> str:
+    """How many times the tokens/s of long full contexts there are behind cartridges of the middle size."""
+    long = min((row for row in rows if row["kind"] == "full context" and row["length"] >= 32768), key=_length)
+    told = []
+    for kind in ("one cartridge", "cartridge each"):
+        found = sorted((row for row in rows if row["kind"] == kind), key=_length)
+        row = found[len(found) // 2]
+        times = row["tokens_per_s"] / long["tokens_per_s"]
+        told.append(f"behind {KINDS[kind]} of {row['length']:,} slots {times:.1f} times")
+    return f"Of the tokens/s behind {long['length']:,} tokens of full context: {', '.join(told)}."
+
+
+def _length(row: dict[str, Any]) -> int:
+    return row["length"]
+
+
 def serving_cuda() -> str:
     """Real sizes on a GPU: by context, in one batch, one layer's attention, the first token."""
     parts = []
     for name, result in read(CUDA_NAMES):
         parts += by_context(name, result)
+        parts.append(over_full_context(result["by_context"]))
         same, attention = result["same_batch"], result["attention"]
         speeds = " and ".join(f"{row['tokens_per_s']:,.0f}" for row in same["rows"])
         about = same["rows"][0]
