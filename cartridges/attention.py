@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cartridges.errors import InputError
-from cartridges.flash import attend_by_flash, has_flash
+from cartridges.flash import Spans, attend_by_flash, has_flash, spans_of
 from cartridges.model import Model
 
 NAME = "cartridge_prefix"
@@ -70,9 +69,9 @@ class PackedPrefix:
         return torch.cat([torch.arange(length, device=self.device) for length in self.lengths])
 
     @cached_property
-    def first_S(self) -> torch.Tensor:
-        """Where in the row each conversation begins, and where the last one ends, int32 [S + 1]."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.device)
+    def spans(self) -> list[Spans]:
+        """Which tokens see which, for the kernels of `flash`."""
+        return spans_of(self.lengths, self.num_slots, self.device)
 
     @cached_property
     def positions_T(self) -> torch.Tensor:
@@ -175,7 +174,7 @@ def cartridge_attention(
     longest = max(cartridge_row.lengths)
     is_plain = bias_GP is None and softcap is None and (sliding_window or 1 << 31) >= len(slot_keys[0]) + longest
     if is_plain and has_flash(query.device, dtype, [query.shape[-1]]):
-        out_NTH = attend_by_flash(*parts[:-1], cartridge_row.first_S, longest, scale)
+        out_NTH = attend_by_flash(*parts[:-1], cartridge_row.spans, scale)
         return out_NTH.transpose(0, 1)[None], None
     num_padded, num_packed = len(cartridge_row.lengths) * longest**2, len(query[0, 0]) * (longest + len(slot_keys[0]))
     if len(query[0]) * (num_padded + num_packed) <= MAX_SCORES or softcap is not None:

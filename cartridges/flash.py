@@ -8,7 +8,8 @@ within, results in the dtype of what is given.
 Shapes: T tokens of a packed row, S conversations, P slots, N query heads, G key/value heads, H head size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,22 +36,27 @@ class Spans(NamedTuple):
     is_causal: bool
 
 
+def spans_of(lengths: Sequence[int], num_slots: int, device: torch.device) -> list[Spans]:
+    """Which of a row's tokens see which: of their own conversation what is before, and all the slots."""
+    num_tokens, longest = sum(lengths), max(lengths)
+    first_S = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    spans = [Spans(first_S, first_S, longest, longest, True)]
+    if num_slots:
+        ends = torch.tensor([[0, num_tokens], [0, num_slots]], dtype=torch.int32, device=device)
+        spans.append(Spans(ends[0], ends[1], num_tokens, num_slots, False))
+    return spans
+
+
 def attend_by_flash(
     q_NTH: torch.Tensor,
     k_GTH: torch.Tensor,
     v_GTH: torch.Tensor,
     slot_keys_GPH: torch.Tensor,
     slot_values_GPH: torch.Tensor,
-    first_S: torch.Tensor,
-    longest: int,
+    spans: Sequence[Spans],
     scale: float,
 ) -> torch.Tensor:
-    """[N, T, H], differentiable in all that is given. Conversations begin at `first_S`, int32 [S + 1], in the row."""
-    num_tokens, num_slots = q_NTH.shape[1], slot_keys_GPH.shape[1]
-    spans = [Spans(first_S, first_S, longest, longest, True)]
-    if num_slots:
-        ends = torch.tensor([[0, num_tokens], [0, num_slots]], dtype=torch.int32, device=q_NTH.device)
-        spans.append(Spans(ends[0], ends[1], num_tokens, num_slots, False))
+    """[N, T, H], differentiable in all that is given; `spans` are those of the row."""
     given = (part.transpose(0, 1) for part in (q_NTH, k_GTH, v_GTH, slot_keys_GPH, slot_values_GPH))
     return cast(torch.Tensor, _Attention.apply(*given, spans, scale)).transpose(0, 1)
 

@@ -18,6 +18,7 @@ from serving_tables import (
     serving_contexts,
     serving_cuda,
     serving_first_token,
+    serving_gain,
     serving_peft,
     serving_vllm,
     table,
@@ -158,6 +159,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "serving_first_token": serving_first_token,
     "serving_vllm": serving_vllm,
     "serving_cuda": serving_cuda,
+    "serving_gain": serving_gain,
 }
 
 

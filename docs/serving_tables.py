@@ -117,6 +117,15 @@ def over_full_context(rows: Sequence[dict[str, Any]]) -> str:
     return f"Of the tokens/s behind {long['length']:,} tokens of full context: {', '.join(told)}."
 
 
+def serving_gain() -> str:
+    """The same in a line, with the picture, for who wants no tables."""
+    (name, result), *_ = read(CUDA_NAMES)
+    picture = f"![Tokens/s of {result['model']} against the length of the context](docs/results/{name}.png)"
+    device = result["hardware"].rpartition(", ")[2]
+    told = f"Shape of {result['model']}, random weights, {device}. {over_full_context(result['by_context'])}"
+    return f"{picture}\n\n{told}"
+
+
 def _length(row: dict[str, Any]) -> int:
     return row["length"]
 

@@ -65,8 +65,7 @@ def test_parts_become_the_whole_there_and_back(emulated, heads, num_slots):
     row, weights = PackedPrefix([given[3]], [given[4]], LENGTHS), torch.randn(shapes[0], dtype=torch.float64)
     results = []
     for way in (attend_by_flash, attend_once):
-        rest = (row.first_S, max(LENGTHS), 0.3) if way is attend_by_flash else (row, 0.3)
-        out = way(*given, *rest)
+        out = way(*given, row.spans if way is attend_by_flash else row, 0.3)
         results.append([out, *torch.autograd.grad((out * weights).sum(), given, materialize_grads=True)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)  # the other's softmax is in float32
