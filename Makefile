@@ -15,6 +15,7 @@ test: lint
 
 # What only a CUDA device can show; the constraints are of a CPU build, so torch is whatever PYTHON has.
 test-cuda:
+	@$(PYTHON) -c 'import torch, sys; torch.cuda.is_available() or sys.exit("error: torch sees no CUDA device here")'
 	$(PYTHON) -m pytest tests/cuda
 
 # Against a real vLLM, on the CPU: servers are started, requests are asked of them.

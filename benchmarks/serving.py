@@ -23,7 +23,6 @@ Methods take turns, repetition by repetition, so that whatever else the machine 
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,18 +82,6 @@ def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append({**row, "kv_mb": round((batch * own + held) * kv_bytes / 1e6, 1)})
             bar.advance(1, kind)
     return rows
-
-
-def first_token(model: Model, given: argparse.Namespace) -> dict[str, float]:
-    """Part 4, in milliseconds, medians."""
-    found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder, progress("first tokens", given.repetitions) as bar:
-        random_cartridge(model, given.slots).save(Path(folder) / "cartridge")
-        for number in range(given.repetitions):
-            for name, took in first_tokens(model, Path(folder) / "cartridge", given.text_tokens, number).items():
-                found.setdefault(name, []).append(1000 * took)
-            bar.advance(1)
-    return {name: round(median(each), 3) for name, each in found.items()}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -158,7 +145,7 @@ def main() -> int:
             "concurrent": alone(lambda: concurrent(model, given)),
             "mixed": alone(lambda: mixed(model, given)),
             "by_context": alone(lambda: by_context(model, given)),
-            "first_token_ms": alone(lambda: first_token(model, given)),
+            "first_token_ms": alone(lambda: first_tokens(model, given.slots, given.text_tokens, given.repetitions)),
         }
     except CartridgesError as error:
         print(f"error: {error}", file=sys.stderr)

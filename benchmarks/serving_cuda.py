@@ -20,7 +20,6 @@ import argparse
 import gc
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,15 +72,6 @@ def fill(engine: Engine) -> None:
     runner.read = filled
 
 
-def kv_bytes(model: Model, num_tokens: int) -> int:
-    """What the keys and values of so many tokens take here."""
-    return (
-        num_tokens
-        * model.dtype.itemsize
-        * sum(2 * each.num_kv_heads * each.head_size for each in model.identity.layers)
-    )
-
-
 def give_back() -> None:
     """Give all memory back that nothing holds any more; engines hold themselves in circles."""
     gc.collect()
@@ -94,8 +84,8 @@ def batch_that_fits(model: Model, kind: str, length: int, given: argparse.Namesp
     free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else 1 << 30
     own = row_size(PROMPT_LEN + given.new_tokens + (length if kind == FULL else 0))
     own += 9 * length // 4 if kind == EACH else 0  # the cartridge itself, where it is read from, and room to grow
-    room = free - LEFT_FREE - kv_bytes(model, length if kind == SHARED else 0) if free > LEFT_FREE else free
-    return max(1, min(given.batch, room // kv_bytes(model, own)))
+    room = free - LEFT_FREE - model.kv_bytes(length if kind == SHARED else 0) if free > LEFT_FREE else free
+    return max(1, min(given.batch, room // model.kv_bytes(own)))
 
 
 def decoding(model: Model, kind: str, length: int, batch: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +110,7 @@ def decoding(model: Model, kind: str, length: int, batch: int, given: argparse.N
         "batch": batch,
         "tokens_per_s": round(mean(speed for speed in speeds if speed), 1),
         "all": [round(speed, 1) for speed in speeds if speed],
-        "kv_gb": round(kv_bytes(model, num_tokens) / 1e9, 3),
+        "kv_gb": round(model.kv_bytes(num_tokens) / 1e9, 3),
         "steps_by_graph": graphs.num_replayed if graphs else 0,
     }
 
@@ -211,7 +201,7 @@ def attention(model: Model, given: argparse.Namespace) -> dict[str, Any]:
     heads, rows = (layer.num_kv_heads, layer.head_size), []
     for batch in given.attention_batches:
         for length in given.attention_lengths:
-            run_bytes = kv_bytes(model, length) // model.num_layers
+            run_bytes = model.kv_bytes(length) // model.num_layers
             if batch * run_bytes > MAX_BYTES:
                 continue
             query = torch.randn(batch, num_heads, layer.head_size, device=model.device, dtype=model.dtype)
@@ -230,13 +220,7 @@ def attention(model: Model, given: argparse.Namespace) -> dict[str, Any]:
 
 def first_token(model: Model, given: argparse.Namespace) -> dict[str, float]:
     """Part 4, in milliseconds."""
-    found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        random_cartridge(model, given.slots).save(Path(folder) / "cartridge")
-        for number in range(3):
-            for name, took in first_tokens(model, Path(folder) / "cartridge", given.text_tokens, number).items():
-                found.setdefault(name, []).append(1000 * took)
-    return {name: round(median(each), 3) for name, each in found.items()}
+    return first_tokens(model, given.slots, given.text_tokens, 3)
 
 
 def told(result: dict[str, Any], name: str, part: Any, out: Path | None) -> None:
@@ -271,10 +255,10 @@ def main() -> int:
     given = parser.parse_args()
     out = given.out or (None if quick else RESULTS / f"serving_cuda_{given.model.rsplit('/', 1)[-1]}.json")
     try:
-        model = random_model(given.model) if given.model in SHAPES else load_model(given.model)
-        has_cuda = model.device.type == "cuda"
+        has_cuda = torch.cuda.is_available()
         if not has_cuda and not quick:
             raise CartridgesError("this measures CUDA devices, and torch sees none here; --quick only tries it out")
+        model = random_model(given.model) if given.model in SHAPES else load_model(given.model)
         settings = "batch new_tokens warm_ups repetitions slots".split()
         result: dict[str, Any] = {
             **provenance(),

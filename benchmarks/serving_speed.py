@@ -1,16 +1,19 @@
 """How fast an engine decodes and how soon it begins, for `serving.py` and `serving_cuda.py`."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from serving_requests import NEVER, PROMPT_LEN, random_ids
+from serving_requests import NEVER, PROMPT_LEN, random_cartridge, random_ids
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
+from cartridges.log import progress
 from cartridges.model import Model
 
 
@@ -40,7 +43,19 @@ def decode_speed(engine: Engine, requests: Sequence[Request]) -> float | None:
     return sum(begin < at <= end for times in told for at in times) / (end - begin) if end > begin else None
 
 
-def first_tokens(model: Model, folder: Path, num_text: int, number: int) -> dict[str, float]:
+def first_tokens(model: Model, num_slots: int, num_text: int, repetitions: int) -> dict[str, float]:
+    """Milliseconds to the first token, medians: of a cartridge in several states, and of text."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, progress("first tokens", repetitions) as bar:
+        random_cartridge(model, num_slots).save(Path(folder) / "cartridge")
+        for number in range(repetitions):
+            for name, took in one_of_each(model, Path(folder) / "cartridge", num_text, number).items():
+                found.setdefault(name, []).append(1000 * took)
+            bar.advance(1)
+    return {name: round(median(each), 3) for name, each in found.items()}
+
+
+def one_of_each(model: Model, folder: Path, num_text: int, number: int) -> dict[str, float]:
     """Seconds to the first token, in an engine of its own that has read nothing of it."""
     engine, found = Engine(model), {}
     text = random_ids(model, min(num_text, model.window - PROMPT_LEN - 1), "text", number)

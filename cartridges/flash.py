@@ -1,9 +1,9 @@
-"""Attention of packed rows by PyTorch's flash kernels of CUDA: no scores are held, and slots are not repeated.
+"""Attention by PyTorch's flash kernels of CUDA, and of packed rows: no scores are held, and slots are not repeated.
 
-A row's tokens see their own conversation, which is one call, and all the slots, which is another. Each tells the log of
-its sum of exponentials; with those as weights the two become the whole. The way back is one call each, too: given the
-whole's results and logs, the kernel's gradients of a part are those of the whole. Scores and their softmax are float32
-within, results in the dtype of what is given.
+A packed row's tokens see their own conversation, which is one call, and all the slots, which is another. Each tells the
+log of its sum of exponentials; with those as weights the two become the whole. The way back is one call each, too:
+given the whole's results and logs, the kernel's gradients of a part are those of the whole. Scores and their softmax
+are float32 within, results in the dtype of what is given.
 
 Shapes: T tokens of a packed row, S conversations, P slots, N query heads, G key/value heads, H head size.
 """
@@ -90,12 +90,33 @@ class _Attention(torch.autograd.Function):
 
 
 def forward(
-    q_TNH: torch.Tensor, k_KGH: torch.Tensor, v_KGH: torch.Tensor, spans: Spans, scale: float
+    q_TNH: torch.Tensor,
+    k_KGH: torch.Tensor,
+    v_KGH: torch.Tensor,
+    spans: Spans,
+    scale: float,
+    window: int | None = None,
+    used_S: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What queries see of K keys: results [T, N, H] and logs [N, T]."""
-    lengths = (spans.longest_q, spans.longest_k)
+    """What queries see of K keys: results [T, N, H] and logs [N, T].
+
+    Where that is causal, the last of a span's queries stands at the last of its keys. Of each span's keys only the
+    first `used_S`, int32 [S], count, if they are given.
+    """
     out_TNH, log_NT, *_ = torch.ops.aten._flash_attention_forward(
-        q_TNH, k_KGH, v_KGH, spans.first_q, spans.first_k, *lengths, 0.0, spans.is_causal, False, scale=scale
+        q_TNH,
+        k_KGH,
+        v_KGH,
+        spans.first_q,
+        spans.first_k,
+        spans.longest_q,
+        spans.longest_k,
+        0.0,  # dropout
+        spans.is_causal,
+        False,
+        scale=scale,
+        window_size_left=None if window is None else window - 1,
+        seqused_k=used_S,
     )
     return out_TNH, log_NT
 

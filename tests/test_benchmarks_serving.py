@@ -11,16 +11,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
-    pytest.importorskip("peft")
+@pytest.fixture
+def measured(tiny_model, tiny_tokenizer, tmp_path):
+    """What a script finds in its quick form with a tiny model."""
     tiny_model.save_pretrained(tmp_path / "tiny")
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    out = tmp_path / "result.json"
-    command = [sys.executable, "benchmarks/serving.py", "--quick", "--model", tmp_path / "tiny", "--out", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+
+    def run(script):
+        out = tmp_path / "result.json"
+        command = [sys.executable, f"benchmarks/{script}", "--quick", "--model", tmp_path / "tiny", "--out", out]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_every_part_is_measured(measured):
+    result = measured("serving.py")
     assert {"command", "commit", "date", "versions", "hardware", "threads"} <= set(result)
     for row, num in zip(result["concurrent"], (1, 2), strict=True):
         assert row["cartridges"] == num and row["equal_tokens"] == 1
@@ -34,15 +43,8 @@ def test_every_part_is_measured(tiny_model, tiny_tokenizer, tmp_path):
     assert len(result["first_token_ms"]) == 6 and min(result["first_token_ms"].values()) > 0
 
 
-def test_real_sizes_can_be_tried_out_anywhere(tiny_model, tiny_tokenizer, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    out = tmp_path / "result.json"
-    command = [sys.executable, "benchmarks/serving_cuda.py", "--quick", "--model", tmp_path / "tiny", "--out", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+def test_real_sizes_can_be_tried_out_anywhere(measured):
+    result = measured("serving_cuda.py")
     rows = [*result["by_context"], *result["same_batch"]["rows"]]
     assert [row["kind"] for row in rows] == [
         "full context",
@@ -53,6 +55,14 @@ def test_real_sizes_can_be_tried_out_anywhere(tiny_model, tiny_tokenizer, tmp_pa
     ]
     assert all(row["tokens_per_s"] > 0 and row["batch"] >= 1 for row in rows)
     assert result["same_batch"]["ratio"] > 0 and len(result["first_token_ms"]) == 6
+
+
+def test_real_sizes_need_a_device(tmp_path):
+    command = [sys.executable, "benchmarks/serving_cuda.py", "--out", tmp_path / "result.json"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not any(tmp_path.iterdir())
+    assert done.stderr == ("error: this measures CUDA devices, and torch sees none here; --quick only tries it out\n")
 
 
 def test_without_vllm_it_says_how_to_get_it(tmp_path):

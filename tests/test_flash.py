@@ -8,6 +8,7 @@ import torch
 
 from cartridges import attention, flash
 from cartridges.attention import PackedPrefix, attend_once, cartridge_attention
+from cartridges.engine.flash import of_rows, of_run
 from cartridges.flash import attend_by_flash, has_flash
 
 LENGTHS = (5, 9, 1, 13)
@@ -98,3 +99,22 @@ def test_numbers_that_the_kernels_do_not_take(monkeypatch, device, dtype, size):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert has_flash(torch.device("cuda"), torch.bfloat16, [64, 256])
     assert not has_flash(torch.device(device), dtype, [64, size])
+
+
+def test_calls_are_of_the_form_that_pytorch_takes():
+    """Nothing is computed on this device; what the operations take, and the shapes of what they give, are known."""
+
+    def empty(*shape, dtype=torch.bfloat16):
+        return torch.empty(*shape, device="meta", dtype=dtype)
+
+    first, query, slots = empty(4, dtype=torch.int32), empty(20, 8, 64), empty(2, 6, 64)
+    spans = flash.Spans(first, first, 9, 9, True)
+    keys, logs = empty(20, 2, 64), empty(8, 20, dtype=torch.float32)
+    for used, window in ((None, None), (empty(3, dtype=torch.int32), 5)):
+        found = flash.forward(query, keys, keys, spans, 0.1, window, used)
+        assert [tensor.shape for tensor in found] == [query.shape, logs.shape]
+    gradients = flash.backward((query, query, logs), query, keys, keys, spans, 0.1)
+    assert [tensor.shape for tensor in gradients] == [query.shape, keys.shape, keys.shape]
+    rows = empty(3, 16, 2, 64).transpose(1, 2)
+    for found in (of_run(query, slots, slots, 0.1), of_rows(query, rows, rows, first, first, first[1:], 9, 0.1)):
+        assert [tensor.shape for tensor in found] == [query.shape, logs.T.shape]

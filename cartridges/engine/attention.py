@@ -87,10 +87,7 @@ def _joined(parts: list[Part]) -> Part:
 def _of_bundle(step: Step, bundle: Bundle | Ragged, layer: Layer, q_TGRH: torch.Tensor) -> Part:
     """What the tokens of a bundle see of their own rows: [B * t, G, R, H] and [B * t, G, R], padding included."""
     if isinstance(bundle, Ragged):
-        q_tNH, held = q_TGRH[bundle.tokens].flatten(1, 2), bundle.held.layers[layer.number]
-        first_q, first_k, used = bundle.rows
-        found = flash.of_rows(q_tNH, *held, first_q, first_k, used, bundle.longest, layer.scale, layer.window)
-        return _by_heads(found, q_TGRH)
+        return _of_ragged(bundle, layer, q_TGRH, causal=True)
     num_rows, num_new = bundle.shape
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
     if num_new == 1:
@@ -118,9 +115,7 @@ def _of_group(step: Step, group: Group | Together, layer: Layer, q_TGRH: torch.T
     if isinstance(group, Together):
         if layer.window is not None:
             return _joined([_of_group(step, each, layer, q_TGRH) for each in group.groups])
-        q_tNH = q_TGRH[group.groups[0].start : group.groups[-1].stop].flatten(1, 2)
-        held, numbers = group.held.layers[layer.number], (*group.rows, group.longest)
-        return _by_heads(flash.of_rows(q_tNH, *held, *numbers, layer.scale, causal=False), q_TGRH)
+        return _of_ragged(group.ragged, layer, q_TGRH, causal=False)
     num_kv_heads, repeats, _ = q_TGRH.shape[1:]
     if group.kv is None:
         return _nothing(q_TGRH[group.start : group.stop])
@@ -147,6 +142,14 @@ def _of_group(step: Step, group: Group | Together, layer: Layer, q_TGRH: torch.T
         out_GtRH, log_GtR = (found[0].unflatten(1, (stop - start, repeats)) for found in (out_1GSH, log_1GS))
         parts.append((out_GtRH.transpose(0, 1), log_GtR.transpose(0, 1)))
     return _joined(parts)
+
+
+def _of_ragged(ragged: Ragged, layer: Layer, q_TGRH: torch.Tensor, causal: bool) -> Part:
+    """What tokens see of rows: [t, G, R, H] and [t, G, R]."""
+    q_tNH, held = q_TGRH[ragged.tokens].flatten(1, 2), ragged.held.layers[layer.number]
+    first_q, first_k, used = ragged.rows
+    numbers = (first_q, first_k, used, ragged.longest)
+    return _by_heads(flash.of_rows(q_tNH, *held, *numbers, layer.scale, layer.window, causal), q_TGRH)
 
 
 def _by_heads(found: Part, q_TGRH: torch.Tensor) -> Part:

@@ -9,6 +9,7 @@ Shapes: T tokens, B rows of R, C columns, P tokens of a run, N query heads, G ke
 import torch
 
 from cartridges.engine.parts import Part
+from cartridges.flash import Spans, forward
 
 
 def of_rows(
@@ -29,20 +30,9 @@ def of_rows(
     of all rows' behind one another, and `used[b]` of them are seen; all int32. Where `causal`, the last of the tokens
     stands in the last of these columns, and each sees up to itself. Keys and values lie [R, C, G, H] in memory.
     """
-    out_TNH, log_NT, *_ = torch.ops.aten._flash_attention_forward(
-        q_TNH,
-        *(held.transpose(1, 2).view(-1, held.shape[1], held.shape[3]) for held in (k_RGCH, v_RGCH)),
-        first_q,
-        first_k,
-        longest,
-        k_RGCH.shape[2],
-        0.0,  # dropout
-        causal,
-        False,
-        scale=scale,
-        window_size_left=None if window is None else window - 1,
-        seqused_k=used,
-    )
+    keys, values = (held.transpose(1, 2).view(-1, held.shape[1], held.shape[3]) for held in (k_RGCH, v_RGCH))
+    spans = Spans(first_q, first_k, longest, k_RGCH.shape[2], causal)
+    out_TNH, log_NT = forward(q_TNH, keys, values, spans, scale, window, used)
     return out_TNH, log_NT.T
 
 

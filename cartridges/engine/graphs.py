@@ -132,14 +132,12 @@ class Graphs:
 def tensors_of(step: Step) -> list[torch.Tensor]:
     """The tensors of a step of decoding; what it computes is a function of them and of what its likeness tells."""
     tensors = [step.ids_T, step.positions_T, step.wanted]
-    for bundle in step.bundles:
-        assert isinstance(bundle, Ragged)
-        tensors.append(bundle.numbers)
-        if isinstance(bundle.tokens, torch.Tensor):
-            tensors.append(bundle.tokens)
+    together = [group.ragged for groups in step.depths for group in groups if isinstance(group, Together)]
+    for ragged in (*step.bundles, *together):
+        assert isinstance(ragged, Ragged)
+        tensors += [ragged.numbers, *([ragged.tokens] if isinstance(ragged.tokens, torch.Tensor) else [])]
     for write in step.writes:
         tensors += [write.rows, write.columns, *([] if write.tokens is None else [write.tokens])]
-    tensors += [group.numbers for groups in step.depths for group in groups if isinstance(group, Together)]
     return tensors if step.places_T is None else [*tensors, step.places_T]
 
 
@@ -149,24 +147,27 @@ def likeness(step: Step) -> Hashable:
     for bundle in step.bundles:
         if not isinstance(bundle, Ragged) or bundle.longest > 1:
             return None
-        held = [held for layer in bundle.held.layers.values() for held in layer]
-        if not held or len(held[0]) < bundle.held.num_rows:  # they are about to be made, or to grow
+        layers = bundle.held.layers.values()
+        if not layers or any(len(keys) < bundle.held.num_rows for keys, _ in layers):  # to be made, or to grow
             return None
-        tokens = bundle.tokens
-        span = (tokens.start, tokens.stop) if isinstance(tokens, slice) else None
-        own.append((bundle.held.size, span, _places(held)))
+        own.append(_reads(bundle))
     behind: list[Hashable] = []
     for groups in step.depths:
         for group in groups:
             if isinstance(group, Together):
-                start, stop = group.groups[0].start, group.groups[-1].stop
-                held = [held for layer in group.held.layers.values() for held in layer]
-                behind.append((start, stop, group.longest, _places(held)))
+                behind.append(_reads(group.ragged))
             elif group.kv is not None:
                 held = [part for layer in group.kv for part in layer]
                 behind.append((group.start, group.stop, group.length, _places(held)))
         behind.append(None)
     return tuple(own), tuple(behind), tuple(tensor.shape for tensor in tensors_of(step))
+
+
+def _reads(ragged: Ragged) -> Hashable:
+    """Which tokens see rows, and where these lie."""
+    tokens = ragged.tokens
+    span = (tokens.start, tokens.stop) if isinstance(tokens, slice) else None
+    return span, ragged.longest, _places([held for layer in ragged.held.layers.values() for held in layer])
 
 
 def _places(tensors: list[torch.Tensor]) -> Hashable:

@@ -30,19 +30,21 @@ class Rows:
         self, layer: int, rows_T: torch.Tensor, columns_T: torch.Tensor, k_TGH: torch.Tensor, v_TGH: torch.Tensor
     ) -> None:
         """Put new keys and values where they belong."""
-        held = self.layers.get(layer)
-        if held is None or held[0].shape[0] < self.num_rows:
-            held = self.layers[layer] = self._grown(held, k_TGH, v_TGH)
-        held[0][rows_T, :, columns_T] = k_TGH.to(held[0].dtype)
-        held[1][rows_T, :, columns_T] = v_TGH.to(held[1].dtype)
+        for into, given in zip(self.held(layer, k_TGH, v_TGH), (k_TGH, v_TGH), strict=True):
+            into[rows_T, :, columns_T] = given.to(into.dtype)
 
     def fill(self, layer: int, row: int, k_GPH: torch.Tensor, v_GPH: torch.Tensor) -> None:
         """Put keys and values of its first columns into a row."""
+        whole = self.held(layer, k_GPH.transpose(0, 1), v_GPH.transpose(0, 1))
+        for into, given in zip(whole, (k_GPH, v_GPH), strict=True):
+            into[row, :, : given.shape[1]] = given
+
+    def held(self, layer: int, k_TGH: torch.Tensor, v_TGH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tensors of a layer, with room for all rows; made like these keys and values if there are none."""
         held = self.layers.get(layer)
         if held is None or held[0].shape[0] < self.num_rows:
-            held = self.layers[layer] = self._grown(held, k_GPH.transpose(0, 1), v_GPH.transpose(0, 1))
-        for into, given in zip(held, (k_GPH, v_GPH), strict=True):
-            into[row, :, : given.shape[1]] = given
+            held = self.layers[layer] = self._grown(held, k_TGH, v_TGH)
+        return held
 
     def _grown(
         self, held: tuple[torch.Tensor, torch.Tensor] | None, *new_TGH: torch.Tensor
@@ -92,10 +94,8 @@ class Store:
         first, stop, are_consecutive = rows[0], rows[-1] + 1, rows == list(range(rows[0], rows[-1] + 1))
         index = None
         for layer, held in from_rows.layers.items():
-            into = to_rows.layers.get(layer)
-            if into is None or into[0].shape[0] < to_rows.num_rows:
-                like = [tensor[0].transpose(0, 1) for tensor in held]
-                into = to_rows.layers[layer] = to_rows._grown(into, *like)
+            keys, values = (tensor[0].transpose(0, 1) for tensor in held)
+            into = to_rows.held(layer, keys, values)
             for old, new in zip(held, into, strict=True):
                 index = torch.tensor(rows, device=old.device) if index is None else index
                 given = old[first:stop] if are_consecutive else old[index]

@@ -31,21 +31,19 @@ class Steps:
 
     def make(self, chunks: Many[Chunk]) -> tuple[Step, list[Chunk]]:
         """As `make_step`. A step is good until the next one is made."""
-        if self._step is not None and self._goes_on(chunks):
+        if (step := self._step) is not None and self._goes_on(chunks):
             ordered = [chunks[place] for place in self._order]
-            self._step.move([chunk.sequence.ids[chunk.first] for chunk in ordered])
+            step.move([chunk.sequence.ids[chunk.first] for chunk in ordered])
             self.num_moved += 1
         else:
-            self._step, ordered = make_step(chunks, self.store, self.device, self.ragged)
+            step, ordered = make_step(chunks, self.store, self.device, self.ragged)
             places = {id(chunk): place for place, chunk in enumerate(chunks)}
             self._order = [places[id(chunk)] for chunk in ordered]
         self._marks = [
             (one.sequence, one.sequence.path, one.sequence.size, one.sequence.row, one.first) for one in chunks
         ]
-        if any(chunk.num_new != 1 or chunk.num_wanted != 1 for chunk in chunks):
-            step, self._step = self._step, None
-            return step, ordered
-        return self._step, ordered
+        self._step = step if all(chunk.num_new == chunk.num_wanted == 1 for chunk in chunks) else None
+        return step, ordered
 
     def _goes_on(self, chunks: Many[Chunk]) -> bool:
         """Whether they are the next tokens of those of the last step, of all of them and nothing else."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import cast
+from typing import Self, cast
 
 import torch
 
@@ -37,25 +37,6 @@ class Group:
 
 
 @dataclass
-class Together:
-    """Groups that follow one another, behind runs in rows of one size, for the kernels that take them so.
-
-    `numbers` [3, n + 1], int32, of n groups: where each one's tokens begin, counted from the first one's, where its
-    columns begin among those of all rows, and how many of them are seen.
-    """
-
-    groups: list[Group]
-    held: Rows
-    numbers: torch.Tensor
-    longest: int  # the most tokens of a group
-
-    @cached_property
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The three of `numbers`, the last one without its end."""
-        return self.numbers[0], self.numbers[1], self.numbers[2, :-1]
-
-
-@dataclass
 class Bundle:
     """New tokens of some rows, B x t = `shape`: token i of row b is the one in column `columns_B[b] + i` of it.
 
@@ -79,16 +60,24 @@ class Bundle:
 
 @dataclass
 class Ragged:
-    """New tokens of some rows, as many as each has, for the kernels that take them so.
+    """Tokens that see rows, as many of each as there are, for the kernels that take them so.
 
     `tokens` are their places among the tokens of the call, row by row. `numbers` [3, B + 1], int32: where each row's
-    tokens begin among them, where its columns begin among those of all rows, and how many are filled with the new ones.
+    tokens begin among them, where its columns begin among those of all rows, and how many of these count.
     """
 
     held: Rows
     tokens: torch.Tensor | slice
     numbers: torch.Tensor
-    longest: int  # the most new tokens of a row
+    longest: int  # the most tokens of a row
+
+    @classmethod
+    def of(cls, held: Rows, tokens: list[int], seen: Many[tuple[int, int, int]], device: torch.device) -> Self:
+        """`seen` tells for each row its place, how many columns of it count and how many tokens see it."""
+        rows, used, nums = zip(*seen, strict=True)
+        numbers = [[0, *accumulate(nums)], [*(row * held.size for row in rows), 0], [*used, 0]]
+        on_device = torch.tensor(numbers, dtype=torch.int32, device=device)
+        return cls(held, _indices(tokens, device), on_device, max(nums))
 
     @cached_property
     def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -98,6 +87,14 @@ class Ragged:
     def move(self) -> None:
         """Each row has one more column."""
         self.numbers[2] += 1
+
+
+@dataclass
+class Together:
+    """Groups that follow one another, behind runs in rows of one size, and the same for the kernels that take it so."""
+
+    groups: list[Group]
+    ragged: Ragged
 
 
 @dataclass
@@ -274,13 +271,11 @@ def _together(groups: list[Group], device: torch.device) -> list[Group | Togethe
             found += members
             continue
         slots = [cast(Slots, member.kv) for member in members]
-        numbers = [
-            [*(member.start - members[0].start for member in members), members[-1].stop - members[0].start],
-            [*(each.row * rows.size for each in slots), 0],
-            [*(member.length for member in members), 0],
+        seen = [
+            (each.row, member.length, member.stop - member.start) for each, member in zip(slots, members, strict=True)
         ]
-        longest = max(member.stop - member.start for member in members)
-        found.append(Together(members, rows, torch.tensor(numbers, dtype=torch.int32, device=device), longest))
+        tokens = list(range(members[0].start, members[-1].stop))
+        found.append(Together(members, Ragged.of(rows, tokens, seen, device)))
     return found
 
 
@@ -339,14 +334,8 @@ def _ragged(held: Rows, members: list[tuple[Chunk, int]], device: torch.device) 
     """As `_bundle`, without padding."""
     members = sorted(members, key=lambda member: member[0].sequence.row)
     tokens = [start + i for chunk, start in members for i in range(chunk.num_new)]
-    numbers = [
-        [0, *accumulate(chunk.num_new for chunk, _ in members)],
-        [*(chunk.sequence.row * held.size for chunk, _ in members), 0],
-        [*(chunk.sequence.num_read + chunk.num_new for chunk, _ in members), 0],
-    ]
-    longest = max(chunk.num_new for chunk, _ in members)
-    on_device = torch.tensor(numbers, dtype=torch.int32, device=device)
-    return Ragged(held, _indices(tokens, device), on_device, longest), tokens
+    seen = [(chunk.sequence.row, chunk.sequence.num_read + chunk.num_new, chunk.num_new) for chunk, _ in members]
+    return Ragged.of(held, tokens, seen, device), tokens
 
 
 def _indices(numbers: list[int], device: torch.device) -> torch.Tensor | slice:
