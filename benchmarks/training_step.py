@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py           # pocket, minutes; writes results/training_step.json
     python benchmarks/training_step.py --quick   # seconds, to see that it works
+    python benchmarks/training_step.py --model llama-3.1-8b --slots 2048 --lengths 100 500 --context 2048  # on CUDA
 
 Both train the same slots (the first one frozen) on the same conversations, targets and loss, with the same autocast,
 threads and Adam, on one and the same Hugging Face model. Ours is `train.Run.train_step`, PEFT's is in `peft_tuner.py`,
@@ -28,7 +29,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,10 @@ except ImportError:
     )
     sys.exit(2)
 
-RESULT = Path(__file__).parent / "results" / "training_step.json"
+RESULTS = Path(__file__).parent / "results"
 LENGTHS, NUM_TOP, TOP_MASS = [25, 100], 20, 0.99  # of random conversations, as self-study on pocket writes them
-ROW_LENS = (2048, 512, 256)  # besides the preset's, where that is another
+ROW_LENS = {"cpu": (2048, 512, 256), "cuda": (8192, 2048, 512)}  # besides the preset's, where that is another
+CHECKED = 4  # conversations of a batch in the comparison before the timing
 BATCH_SIZES = (32, 16, 8, 4)
 EXAMPLE_SIZES = (8, 1)  # PEFT's example has 1
 OURS, PEFT, IN_STEP = "packed rows", "PEFT", "PEFT, teacher in the step"
@@ -150,35 +152,51 @@ def peft_setting(
     return Setting(side, name, lambda: tuner.step(batches, context_ids), ready, num_computed)
 
 
-def check_equal(run: Run, tuner: PeftTuner, batch: Batch) -> dict[str, float]:
+def check_equal(run: Run, tuner: PeftTuner, batches: Sequence[Batch]) -> dict[str, float]:
     """Loss and gradient of both on untrained slots, without autocast. Raises CartridgesError where they differ."""
     timed, run.precision = run.precision, "fp32"
     with attend(run.model):
-        our_loss = torch.stack([run.loss_of(row) for row in run.plan.step_rows(0)]).sum() / batch.num_targets
-        gradients = torch.autograd.grad(our_loss, run.slots.trained)
-    peft_loss = tuner.loss_of(batch) / batch.num_targets
-    (theirs,) = torch.autograd.grad(peft_loss, tuner.trained)
+        rows = run.plan.step_rows(0)
+        our_loss, gradients = summed((run.loss_of(row) for row in rows), run.slots.trained)
+    peft_loss, (theirs,) = summed((tuner.loss_of(batch) for batch in batches), tuner.trained)
     run.precision = timed
+    num_targets = sum(batch.num_targets for batch in batches)
     gradient_difference = ((tuner.flat(gradients) - theirs).norm() / theirs.norm()).item()
-    told = {"ours": our_loss.item(), "peft": peft_loss.item(), "relative_gradient_difference": gradient_difference}
+    told = {"ours": our_loss / num_targets, "peft": peft_loss / num_targets}
+    told["relative_gradient_difference"] = gradient_difference
     allowed = LARGEST_DIFFERENCE * (1 if run.model.dtype == torch.float32 else 60)  # models in bfloat16 round
     if not max(abs(told["ours"] - told["peft"]), gradient_difference) <= allowed:
         raise CartridgesError(f"the sides should do the same, but differ by more than {allowed}: {told}")
     return told
 
 
+def summed(losses: Iterable[torch.Tensor], trained: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+    """The sum of losses and its gradients, of which one loss at a time is held."""
+    total, gradients = 0.0, [torch.zeros_like(each) for each in trained]
+    for loss in losses:
+        for gradient, more in zip(gradients, torch.autograd.grad(loss, trained), strict=True):
+            gradient += more
+        total += loss.item()
+    return total, gradients
+
+
+def batches_of(conversations: Sequence[Conversation], size: int, device: torch.device) -> list[Batch]:
+    """Padded batches of so many conversations that follow one another."""
+    starts = range(0, len(conversations), size)
+    return [padded(conversations[start : start + size], device) for start in starts]
+
+
 def settings_of(runs: Sequence[Run], data: Dataset, num_context: int) -> tuple[list[Setting], dict[str, float]]:
     """All that is measured, and the losses before it. A teacher in the step reads `num_context` tokens."""
     device, ordered = runs[0].model.device, sorted(data.conversations, key=lambda conversation: conversation.num_tokens)
     tuner = PeftTuner(runs[0])
-    losses = check_equal(runs[0], tuner, padded(ordered, device))
+    losses = check_equal(runs[0], tuner, batches_of(ordered, CHECKED, device))
     num_tokens = sum(conversation.num_tokens for conversation in ordered)
     settings = [our_setting(each, num_tokens) for each in runs]
     context_ids = torch.arange(num_context, device=device) % runs[0].model.identity.vocab_size
     for sizes, context in ((BATCH_SIZES, None), (EXAMPLE_SIZES, context_ids)):
         for size in sorted({min(size, len(ordered)) for size in sizes}, reverse=True):
-            chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-            batches = [padded(chunk, device) for chunk in chunks]
+            batches = batches_of(ordered, size, device)
             settings += [peft_setting(tuner, batches, attention, context) for attention in ("sdpa", "eager")]
     return settings, losses
 
@@ -261,7 +279,8 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     lengths = arguments.lengths
     talks = read_conversations(folder, num, vocab_size) if folder else random_conversations(num, vocab_size, lengths)
     data, num_steps = Dataset.from_conversations(talks), arguments.repetitions + 2
-    row_lens = dict.fromkeys((TrainConfig.resolve(model.profile).row_len, *ROW_LENS))
+    preset = TrainConfig.resolve(model.profile).row_len
+    row_lens = dict.fromkeys((preset, *ROW_LENS["cuda" if model.device.type == "cuda" else "cpu"]))
     runs = [make_run(model, data, arguments.precision, arguments.slots, row_len, num_steps) for row_len in row_lens]
     settings, losses = settings_of(runs, data, arguments.context)
     lengths = sorted(conversation.num_tokens for conversation in talks)
@@ -320,12 +339,15 @@ def main() -> int:
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of autocast")
     parser.add_argument("--repetitions", type=int, default=2 if quick else 7, help="timed steps of each setting")
-    parser.add_argument("--out", type=Path, default=None if quick else RESULT)
+    parser.add_argument("--out", type=Path, help="by default results/training_step.json, or with a model's name")
     arguments = parser.parse_args()
+    name = arguments.model.rstrip("/").rpartition("/")[2]
+    default = RESULTS / f"training_step{'' if name == 'pocket' else f'_{name}'}.json"
+    arguments.out = arguments.out or (None if quick else default)
     for name in ("conversations", "context", "repetitions"):
         if (given := getattr(arguments, name)) < 1:
             parser.error(f"--{name}: given {given}, expected at least 1")
-    RESULT.parent.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     if arguments.out and not arguments.out.parent.is_dir():
         parser.error(f"--out: there is no folder {arguments.out.parent}")
     try:

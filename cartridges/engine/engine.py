@@ -37,6 +37,20 @@ WAIT_S = 0.02
 AskedTarget = tuple[Sequence[int], Sequence[int], Cartridge | None, int]
 
 
+def default_kv_tokens(model: Model) -> int:
+    """As many tokens as an engine holds if nothing is said: 65,536, or twice the window where that is more.
+
+    On CUDA at most what half of the free memory holds: rows are copied as they grow, and a step needs memory itself.
+    """
+    most = max(KV_TOKENS, 2 * model.window)
+    if model.device.type != "cuda":
+        return most
+    free = torch.cuda.mem_get_info(model.device)[0]
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    token_bytes = model.kv_bytes(1) * model.dtype.itemsize // 2
+    return max(BLOCK, min(most, free // (2 * token_bytes)))
+
+
 def _any_done(handles: Sequence[Handle]) -> bool:
     return any(handle.done for handle in handles)
 
@@ -53,14 +67,14 @@ class Engine:
     ) -> None:
         """`model` may be a name or folder to load.
 
-        Keys and values of at most `kv_tokens_total` tokens are held, cartridges included; None is 65,536, or twice the
-        model's window where that is more. `autocast_bf16` multiplies in bfloat16 on a CPU; None is as loaded.
+        Keys and values of at most `kv_tokens_total` tokens are held, cartridges included; None is as
+        `default_kv_tokens` has it. `autocast_bf16` multiplies in bfloat16 on a CPU; None is as loaded.
         """
         if kv_tokens_total is not None and kv_tokens_total < BLOCK:
             raise InputError(f"given kv_tokens_total={kv_tokens_total}, expected {BLOCK} or more")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.runner = Runner(self.model, bool(autocast_bf16))
-        self.batching = Batching(self.runner, kv_tokens_total or max(KV_TOKENS, 2 * self.model.window))
+        self.batching = Batching(self.runner, kv_tokens_total or default_kv_tokens(self.model))
         self.shelf = Shelf(self.model)
         self._turn = Turn()
         self._starting = threading.Lock()

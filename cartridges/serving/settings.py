@@ -19,7 +19,10 @@ class ServeConfig(Config):
     host: str = Field("127.0.0.1", description="the address to listen at; only this machine reaches the default")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     kv_tokens_total: int | None = Field(
-        None, gt=0, description="keys and values of so many tokens are held; 65,536 or twice the window if not given"
+        None,
+        gt=0,
+        description="keys and values of so many tokens are held; if not given, 65,536 or twice the window, and on CUDA "
+        "at most what half of the free memory holds",
     )
     max_replies: int = Field(256, gt=0, description="replies in work or waiting; what comes above gets 429")
     max_choices: int = Field(32, gt=0, description="replies to one request: prompts times n")
