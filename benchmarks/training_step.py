@@ -66,7 +66,8 @@ CHECKED = 4  # conversations of a batch in the comparison before the timing
 BATCH_SIZES = (32, 16, 8, 4)
 EXAMPLE_SIZES = (8, 1)  # PEFT's example has 1
 OURS, PEFT, IN_STEP = "packed rows", "PEFT", "PEFT, teacher in the step"
-LARGEST_DIFFERENCE = 1e-3  # of the losses, in nats a target, and of the gradients, by their norm
+# of the losses, in nats a target, and of the gradients, by their norm: the largest differences, in float32 and else
+EXACT, ROUNDED = (1e-3, 1e-3), (1e-2, 0.15)
 
 
 @dataclass
@@ -164,8 +165,8 @@ def check_equal(run: Run, tuner: PeftTuner, batches: Sequence[Batch]) -> dict[st
     gradient_difference = ((tuner.flat(gradients) - theirs).norm() / theirs.norm()).item()
     told = {"ours": our_loss / num_targets, "peft": peft_loss / num_targets}
     told["relative_gradient_difference"] = gradient_difference
-    allowed = LARGEST_DIFFERENCE * (1 if run.model.dtype == torch.float32 else 60)  # models in bfloat16 round
-    if not max(abs(told["ours"] - told["peft"]), gradient_difference) <= allowed:
+    allowed = EXACT if run.model.dtype == torch.float32 else ROUNDED
+    if not (abs(told["ours"] - told["peft"]) <= allowed[0] and gradient_difference <= allowed[1]):
         raise CartridgesError(f"the sides should do the same, but differ by more than {allowed}: {told}")
     return told
 
@@ -186,7 +187,9 @@ def batches_of(conversations: Sequence[Conversation], size: int, device: torch.d
     return [padded(conversations[start : start + size], device) for start in starts]
 
 
-def settings_of(runs: Sequence[Run], data: Dataset, num_context: int) -> tuple[list[Setting], dict[str, float]]:
+def settings_of(
+    runs: Sequence[Run], data: Dataset, num_context: int, example_sizes: Sequence[int] = EXAMPLE_SIZES
+) -> tuple[list[Setting], dict[str, float]]:
     """All that is measured, and the losses before it. A teacher in the step reads `num_context` tokens."""
     device, ordered = runs[0].model.device, sorted(data.conversations, key=lambda conversation: conversation.num_tokens)
     tuner = PeftTuner(runs[0])
@@ -194,7 +197,7 @@ def settings_of(runs: Sequence[Run], data: Dataset, num_context: int) -> tuple[l
     num_tokens = sum(conversation.num_tokens for conversation in ordered)
     settings = [our_setting(each, num_tokens) for each in runs]
     context_ids = torch.arange(num_context, device=device) % runs[0].model.identity.vocab_size
-    for sizes, context in ((BATCH_SIZES, None), (EXAMPLE_SIZES, context_ids)):
+    for sizes, context in ((BATCH_SIZES, None), (example_sizes, context_ids)):
         for size in sorted({min(size, len(ordered)) for size in sizes}, reverse=True):
             batches = batches_of(ordered, size, device)
             settings += [peft_setting(tuner, batches, attention, context) for attention in ("sdpa", "eager")]
@@ -282,7 +285,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     preset = TrainConfig.resolve(model.profile).row_len
     row_lens = dict.fromkeys((preset, *ROW_LENS["cuda" if model.device.type == "cuda" else "cpu"]))
     runs = [make_run(model, data, arguments.precision, arguments.slots, row_len, num_steps) for row_len in row_lens]
-    settings, losses = settings_of(runs, data, arguments.context)
+    settings, losses = settings_of(runs, data, arguments.context, arguments.example_batches)
     lengths = sorted(conversation.num_tokens for conversation in talks)
     rows = measure(settings, sum(lengths), arguments.repetitions, model.device)
     about: dict[str, Any] = provenance()
@@ -336,6 +339,9 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs=2, default=LENGTHS, metavar="TOKENS", help="of random ones")
     parser.add_argument(
         "--context", type=int, default=32 if quick else 256, help="tokens that a teacher in the step reads"
+    )
+    parser.add_argument(
+        "--example-batches", type=int, nargs="+", default=EXAMPLE_SIZES, metavar="SIZE", help="of a teacher in the step"
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of autocast")
     parser.add_argument("--repetitions", type=int, default=2 if quick else 7, help="timed steps of each setting")
