@@ -9,6 +9,7 @@ Shapes: T tokens of a packed row, S conversations in it, C tokens of the longest
 heads, R = N / G, H head size, D model dim.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cartridges.cpu_flash import attend_by_cpu_flash
 from cartridges.errors import InputError
 from cartridges.flash import Spans, attend_by_flash, has_flash, spans_of
 from cartridges.model import Model
 
 NAME = "cartridge_prefix"
 MAX_SCORES = 1 << 26  # numbers in the score tensors of one layer, above which they are not materialised
+MIN_SCORES = {torch.float32: 0, torch.bfloat16: 1 << 22}  # above which the CPU's flash kernel is as fast as they are
 
 
 @dataclass
@@ -177,7 +180,10 @@ def cartridge_attention(
         out_NTH = attend_by_flash(*parts[:-1], cartridge_row.spans, scale)
         return out_NTH.transpose(0, 1)[None], None
     num_padded, num_packed = len(cartridge_row.lengths) * longest**2, len(query[0, 0]) * (longest + len(slot_keys[0]))
-    if len(query[0]) * (num_padded + num_packed) <= MAX_SCORES or softcap is not None:
+    num_scores = len(query[0]) * (num_padded + num_packed)
+    if is_plain and device_type == "cpu" and num_scores > MIN_SCORES.get(dtype, math.inf):
+        out_NTH = attend_by_cpu_flash(*parts[:-1], cartridge_row.index_SC, cartridge_row.back_T, scale)
+    elif num_scores <= MAX_SCORES or softcap is not None:
         out_NTH = attend_once(*parts, **limits, softcap=softcap)
     else:
         out_NTH = attend_expanded(*parts, **limits)

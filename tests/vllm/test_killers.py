@@ -97,6 +97,8 @@ def test_what_gets_around_the_middleware_fails_alone(server, named):
         "max_output_tokens": 4,
     }
     assert server.post("/v1/responses", **body).status_code >= 400
+    for good in ({}, {"cartridges": ["odd"]}):
+        assert server.post("/v1/responses", **{**body, "kv_transfer_params": good}).status_code == 200
 
 
 @pytest.mark.usefixtures("still_right")

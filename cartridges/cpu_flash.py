@@ -1,0 +1,119 @@
+"""Attention of packed rows by PyTorch's flash kernel of the CPU: no scores are held, there or back.
+
+As on CUDA (`flash`), a row's tokens see their own conversation, which is one call, and all the slots, which is another.
+Each tells the log of its sum of exponentials; with those as weights the two become the whole, and given the whole's
+results and logs, the kernel's gradients of a part are those of the whole.
+
+Shapes: T tokens of a packed row, S conversations in it, C tokens of the longest, P slots, N query heads, G key/value
+heads, R = N / G, H head size, X of either.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def attend_by_cpu_flash(
+    q_NTH: torch.Tensor,
+    k_GTH: torch.Tensor,
+    v_GTH: torch.Tensor,
+    slot_keys_GPH: torch.Tensor,
+    slot_values_GPH: torch.Tensor,
+    index_SC: torch.Tensor,
+    back_T: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """[N, T, H], differentiable in keys, values and queries, once.
+
+    `index_SC` tells where in the row the c-th token of a conversation stands, padding its last one again; `back_T`
+    where among all [S * C] each token of the row stands.
+    """
+    given = (q_NTH, k_GTH, v_GTH, slot_keys_GPH, slot_values_GPH, index_SC, back_T, scale)
+    return cast(torch.Tensor, _Attention.apply(*given))
+
+
+class _Attention(torch.autograd.Function):
+    """Of the row's own conversations and of the slots, together."""
+
+    @staticmethod
+    def forward(ctx: Any, q_NTH: torch.Tensor, *rest: Any) -> torch.Tensor:
+        k_GTH, v_GTH, slot_keys_GPH, slot_values_GPH, index_SC, back_T, scale = rest
+        slots = (slot_keys_GPH.contiguous(), slot_values_GPH.contiguous())
+        found = forward(*_own(q_NTH, k_GTH, v_GTH, index_SC), True, scale)
+        out_NTH, log_NT = (_packed(part, back_T) for part in found)
+        if slots[0].shape[1]:
+            found = forward(_by_group(q_NTH, len(k_GTH)), slots[0][None], slots[1][None], False, scale)
+            of_slots_NTH, log_of_slots_NT = found[0].reshape(out_NTH.shape), found[1].reshape(log_NT.shape)
+            share_NT1 = torch.sigmoid(log_NT - log_of_slots_NT).unsqueeze(-1)
+            out_NTH = torch.lerp(of_slots_NTH.float(), out_NTH.float(), share_NT1).to(q_NTH.dtype)
+            log_NT = torch.logaddexp(log_NT, log_of_slots_NT)
+        ctx.save_for_backward(q_NTH, k_GTH, v_GTH, *slots, index_SC, back_T, out_NTH, log_NT)
+        ctx.scale = scale
+        return out_NTH
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_NTH: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        q_NTH, k_GTH, v_GTH, *slots, index_SC, back_T, out_NTH, log_NT = ctx.saved_tensors
+        grad_NTH, num_groups = grad_NTH.contiguous(), len(k_GTH)
+        zeros = grad_NTH.new_zeros(len(grad_NTH), index_SC.numel(), grad_NTH.shape[-1])
+        grad_SNCH = zeros.index_copy_(1, back_T, grad_NTH).unflatten(1, index_SC.shape).transpose(0, 1)
+        whole = (grad_SNCH, _padded(out_NTH, index_SC), _padded(log_NT, index_SC))
+        found = backward(whole, *_own(q_NTH, k_GTH, v_GTH, index_SC), True, ctx.scale)
+        of_q, *of_kv = (_packed(part, back_T) for part in found)
+        of_k, of_v = (part.unflatten(0, (num_groups, -1)).sum(1) for part in of_kv)
+        of_slots = [torch.zeros_like(part) for part in slots]
+        if slots[0].shape[1]:
+            whole = (_by_group(grad_NTH, num_groups), _by_group(out_NTH, num_groups), _by_group(log_NT, num_groups))
+            seen = (slots[0][None], slots[1][None])
+            more_q, *of_slots = backward(whole, _by_group(q_NTH, num_groups), *seen, False, ctx.scale)
+            of_q, of_slots = of_q + more_q.reshape(of_q.shape), [part[0] for part in of_slots]
+        return of_q, of_k, of_v, *of_slots, None, None, None
+
+
+def _padded(part_XT: torch.Tensor, index_SC: torch.Tensor) -> torch.Tensor:
+    """Tokens of the row [X, T, ...] as conversations beside each other [S, X, C, ...]."""
+    return part_XT.index_select(1, index_SC.flatten()).unflatten(1, index_SC.shape).transpose(0, 1)
+
+
+def _packed(part_SXC: torch.Tensor, back_T: torch.Tensor) -> torch.Tensor:
+    """The other way round."""
+    return part_SXC.transpose(0, 1).flatten(1, 2).index_select(1, back_T)
+
+
+def _own(
+    q_NTH: torch.Tensor, k_GTH: torch.Tensor, v_GTH: torch.Tensor, index_SC: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values [S, N, C, H] of the conversations."""
+    repeats = len(q_NTH) // len(k_GTH)
+    k_SNCH, v_SNCH = (_padded(part, index_SC).repeat_interleave(repeats, 1) for part in (k_GTH, v_GTH))
+    return _padded(q_NTH, index_SC), k_SNCH, v_SNCH
+
+
+def _by_group(part_NT: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """What belongs to heads of queries [N, T, ...], by the heads of keys that these see: [1, G, R * T, ...]."""
+    return part_NT.unflatten(0, (num_groups, -1)).flatten(1, 2)[None]
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results [E, X, Q, H] and logs [E, X, Q] of queries over keys and values [E, X, K, H]."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+
+
+def backward(
+    whole: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values, given those of the whole's results, the results and logs."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        whole[0], q, k, v, *whole[1:], 0.0, is_causal, scale=scale
+    )
