@@ -106,11 +106,11 @@ def read_conversations(folder: Path, num: int, vocab_size: int) -> list[Conversa
     return conversations
 
 
-def make_run(model: Model, data: Dataset, precision: str, slots: int, row_len: int, num_steps: int) -> Run:
+def make_run(model: Model, data: Dataset, precision: str | None, slots: int, row_len: int, num_steps: int) -> Run:
     """A training run of which every step sees all conversations; its slots start as this file's own text."""
     values: dict[str, Any] = {
         "slots": slots,
-        "precision": precision,
+        **({"precision": precision} if precision else {}),
         "holdout_share": 0.0,
         "max_steps": num_steps,
         "row_len": row_len,
@@ -343,7 +343,7 @@ def main() -> int:
     parser.add_argument(
         "--example-batches", type=int, nargs="+", default=EXAMPLE_SIZES, metavar="SIZE", help="of a teacher in the step"
     )
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of autocast")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="of autocast; by default the preset's")
     parser.add_argument("--repetitions", type=int, default=2 if quick else 7, help="timed steps of each setting")
     parser.add_argument("--out", type=Path, help="by default results/training_step.json, or with a model's name")
     arguments = parser.parse_args()
