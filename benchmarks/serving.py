@@ -4,9 +4,10 @@
     python benchmarks/serving.py --model qwen3-0.6b    # random weights of that shape
     python benchmarks/serving.py --quick               # seconds, to see that it works
 
-1. Many requests at once behind one cartridge, and behind several: tokens/s of `Engine.generate` and of `generate` with
-   PEFT, which takes one cartridge a batch. All prompts have one length and all replies have one, so nothing is padded,
-   which is the kindest to fixed batches. Both read greedily, and must write the same tokens before anything is timed.
+1. Many requests at once behind one cartridge, and behind several, of several sizes: tokens/s of `Engine.generate` and
+   of `generate` with PEFT, which takes one cartridge a batch. All prompts have one length and all replies have one, so
+   nothing is padded, which is the kindest to fixed batches. Both read greedily, and must write the same tokens before
+   anything is timed.
 2. The same, mixed: four cartridges that are asked unevenly, prompts and replies of many lengths. With PEFT, the
    requests of a cartridge are a batch, padded at the left and masked, which runs to its longest reply, as nobody knows
    before how long replies get. Only tokens that were wanted count. Here both must write the same tokens in the very
@@ -86,9 +87,9 @@ def by_context(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any]) -> None:
     """Print what was found."""
-    for kind, row in [*(("", row) for row in result["concurrent"]), ("mixed ", result["mixed"])]:
+    for kind, row in [*(("", row) for row in result["concurrent"]), *(("mixed ", row) for row in result["mixed"])]:
         speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in row["tokens_per_s"].items())
-        asked = f"{result['requests']} {kind}requests, {row['cartridges']} cartridges"
+        asked = f"{result['requests']} {kind}requests, {row['cartridges']} cartridges of {row['slots']} slots"
         print(f"{asked}: {speeds} tokens/s, {row['ratio']:.2f}x")
     for row in result["by_context"]:
         speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"
@@ -114,7 +115,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Answers behind cartridges, beside PEFT and full context.")
     parser.add_argument("--quick", action="store_true", help="seconds; writes only where --out says")
     parser.add_argument("--model", default="pocket", help=f"a folder or hub name, or random: {', '.join(SHAPES)}")
-    parser.add_argument("--slots", type=int, default=16 if quick else 128)
+    parser.add_argument(
+        "--slots", type=int, nargs="+", default=[16, 32] if quick else [128, 512, 2048], help="sizes in parts 1 and 2"
+    )
     parser.add_argument("--requests", type=int, default=4 if quick else 32, help="at once")
     parser.add_argument("--new-tokens", type=int, default=4 if quick else 64)
     parser.add_argument("--cartridges", type=int, nargs="+", default=[1, 2] if quick else [1, 4, 32])
@@ -134,7 +137,7 @@ def main() -> int:
         model = alone(lambda: random_model(given.model) if given.model in SHAPES else load_model(given.model))
         about: dict[str, Any] = provenance()
         about["versions"]["peft"] = package_version("peft")
-        settings = {name: getattr(given, name) for name in "slots requests new_tokens batch budget repetitions".split()}
+        settings = {name: getattr(given, name) for name in "requests new_tokens batch budget repetitions".split()}
         result = {
             **about,
             "threads": torch.get_num_threads(),
@@ -142,10 +145,11 @@ def main() -> int:
             "dtype": str(model.dtype).removeprefix("torch."),
             "prompt_tokens": PROMPT_LEN,
             **settings,
+            "slots": given.slots[0],  # of part 4
             "concurrent": alone(lambda: concurrent(model, given)),
             "mixed": alone(lambda: mixed(model, given)),
             "by_context": alone(lambda: by_context(model, given)),
-            "first_token_ms": alone(lambda: first_tokens(model, given.slots, given.text_tokens, given.repetitions)),
+            "first_token_ms": alone(lambda: first_tokens(model, given.slots[0], given.text_tokens, given.repetitions)),
         }
     except CartridgesError as error:
         print(f"error: {error}", file=sys.stderr)

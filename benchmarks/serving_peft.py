@@ -68,22 +68,28 @@ def in_turns(engine: Engine, peft: PeftGenerator, requests: Sequence[Request], r
 
 
 def concurrent(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of cartridges; prompts and replies have one length each."""
-    engine, peft = Engine(model), PeftGenerator(model, given.slots)
+    """A row for each size and number of cartridges; prompts and replies have one length each."""
     rows: list[dict[str, Any]] = []
-    for num_cartridges in given.cartridges:
-        cartridges = [random_cartridge(model, given.slots, seed) for seed in range(num_cartridges)]
-        requests = requests_of(model, cartridges, given.requests, given.new_tokens)
-        equal = check_same(engine, peft, requests)
-        speeds = in_turns(engine, peft, requests, given.repetitions, f"{num_cartridges} cartridges")
-        rows.append({"cartridges": num_cartridges, "equal_tokens": equal, **speeds})
+    for slots in given.slots:
+        engine, peft = Engine(model), PeftGenerator(model, slots)
+        for num_cartridges in given.cartridges:
+            cartridges = [random_cartridge(model, slots, seed) for seed in range(num_cartridges)]
+            requests = requests_of(model, cartridges, given.requests, given.new_tokens)
+            equal = check_same(engine, peft, requests)
+            speeds = in_turns(engine, peft, requests, given.repetitions, f"{num_cartridges} of {slots} slots")
+            rows.append({"cartridges": num_cartridges, "slots": slots, "equal_tokens": equal, **speeds})
     return rows
 
 
-def mixed(model: Model, given: argparse.Namespace) -> dict[str, Any]:
-    """One row: cartridges that are asked unevenly, prompts and replies of many lengths."""
-    engine, peft = Engine(model), PeftGenerator(model, given.slots)
-    cartridges = [random_cartridge(model, given.slots, seed) for seed in range(given.mixed_cartridges)]
+def mixed(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each size: cartridges that are asked unevenly, prompts and replies of many lengths."""
+    return [mixed_of(model, slots, given) for slots in given.slots]
+
+
+def mixed_of(model: Model, slots: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One of the rows of `mixed`."""
+    engine, peft = Engine(model), PeftGenerator(model, slots)
+    cartridges = [random_cartridge(model, slots, seed) for seed in range(given.mixed_cartridges)]
     requests = mixed_requests_of(model, cartridges, given.requests, given.mixed_prompts, given.mixed_replies)
     equal = check_same(engine, peft, requests)
     dealt = [sum(request.cartridge is cartridge for request in requests) for cartridge in cartridges]
@@ -93,11 +99,12 @@ def mixed(model: Model, given: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "cartridges": given.mixed_cartridges,
+        "slots": slots,
         "requests_of_each": dealt,
         "prompt_tokens": given.mixed_prompts,
         "new_tokens": given.mixed_replies,
         "wanted_tokens": sum(request.max_new_tokens for request in requests),
         "tokens_of_batches": sum(num * most for num, most in zip(dealt, longest, strict=True)),
         "equal_tokens": equal,
-        **in_turns(engine, peft, requests, given.repetitions, "mixed"),
+        **in_turns(engine, peft, requests, given.repetitions, f"mixed, {slots} slots"),
     }

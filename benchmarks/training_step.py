@@ -350,9 +350,10 @@ def main() -> int:
     name = arguments.model.rstrip("/").rpartition("/")[2]
     default = RESULTS / f"training_step{'' if name == 'pocket' else f'_{name}'}.json"
     arguments.out = arguments.out or (None if quick else default)
-    for name in ("conversations", "context", "repetitions"):
-        if (given := getattr(arguments, name)) < 1:
-            parser.error(f"--{name}: given {given}, expected at least 1")
+    for name in ("conversations", "context", "repetitions", "example_batches"):
+        given = getattr(arguments, name)
+        if (least := min(given) if isinstance(given, Sequence) else given) < 1:
+            parser.error(f"--{name.replace('_', '-')}: given {least}, expected at least 1")
     RESULTS.mkdir(exist_ok=True)
     if arguments.out and not arguments.out.parent.is_dir():
         parser.error(f"--out: there is no folder {arguments.out.parent}")

@@ -45,7 +45,7 @@ from cartridges.pocket.families import make_context
 from cartridges.pocket.items import item_of
 from cartridges.pocket.questions import Question, draw
 from cartridges.pocket.scoring import score
-from cartridges.precision import autocast_bf16, has_fast_bf16
+from cartridges.precision import autocast_bf16, precision_of
 from cartridges.provenance import provenance
 from cartridges.questions import Item
 from cartridges.recipe import TrainConfig
@@ -90,7 +90,8 @@ def trained_lora(dataset: Dataset, model: Model, config: TrainConfig, rank: int)
     parameters = [part for patch in patches for part in patch.tensors.values()]
     optimizer = torch.optim.Adam(parameters, lr=LORA_LR, betas=BETAS)
     none = [torch.zeros(shape.num_kv_heads, 0, shape.head_size) for shape in model.identity.layers]
-    is_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(model.device))
+    width = model.head.weight_VD.shape[1]
+    is_bf16 = precision_of(config.precision, model.dtype, model.device, width) == "bf16"
     with attend(model), attached(model, patches), progress("training a LoRA", plan.num_steps) as bar:
         for step in range(plan.num_steps):
             (row,) = plan.step_rows(step)

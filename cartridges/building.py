@@ -35,7 +35,7 @@ from cartridges.rng import rng_of
 from cartridges.run_folder import disk_errors_told, json_bytes, write_json, write_whole
 from cartridges.seeds import load_seeds
 from cartridges.study_plan import SynthesizeConfig
-from cartridges.synthesis import study_seconds, synthesize
+from cartridges.synthesis import check_same, study_seconds, synthesize
 from cartridges.training import train
 
 CONVERSATIONS = "conversations"
@@ -169,10 +169,12 @@ def check_extension(out: Path, config: BuildConfig) -> None:
     """Refuse other conversations than those that finished cartridges were trained on."""
     known = out / CONVERSATIONS / "config.yaml"
     if known.exists() and any(out.glob("slots-*/checkpoint.pt")):
-        before = SynthesizeConfig.load(known).num_conversations
-        if before != config.synthesize.num_conversations:
+        begun = SynthesizeConfig.load(known)
+        check_same(begun, config.synthesize, known.parent)
+        before, given = begun.num_conversations, config.synthesize.num_conversations
+        if before != given:
             raise ConfigError(
-                f"{out} was trained on {before} conversations, given {config.synthesize.num_conversations}; "
+                f"{out} was trained on {before} conversations, given {given}; "
                 "give another --out, or delete its slots-* folders to train anew"
             )
 

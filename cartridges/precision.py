@@ -1,7 +1,7 @@
 """Where products in bfloat16 are worth it: processors without instructions for them are many times slower at it.
 
 On an AVX2 processor torch's bfloat16 matrix product takes about fifty times as long as in float32, so what is asked for
-as "auto" is float32 there.
+as "auto" is float32 there. On any CPU the products of a narrow model are so small that casting costs what they gain.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +12,7 @@ import torch
 
 from cartridges.errors import ConfigError
 
+MIN_WIDTH = 512  # of hidden states, for bfloat16 on a CPU
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -34,12 +35,16 @@ def has_fast_bf16(device: torch.device | str) -> bool:
     )
 
 
-def precision_of(asked: str, dtype: torch.dtype, device: torch.device | str) -> str:
-    """That of matrix products where `asked` is bf16, fp32 or auto: of a model not in float32 its own."""
+def precision_of(asked: str, dtype: torch.dtype, device: torch.device | str, width: int = MIN_WIDTH) -> str:
+    """That of matrix products where `asked` is bf16, fp32 or auto: of a model not in float32 its own.
+
+    `width` is that of the model's hidden states.
+    """
     if dtype != torch.float32:
         return NAMES.get(dtype, str(dtype).removeprefix("torch."))
     if asked == "auto":
-        return "bf16" if has_fast_bf16(device) else "fp32"
+        is_narrow = width < MIN_WIDTH and torch.device(device).type == "cpu"
+        return "bf16" if has_fast_bf16(device) and not is_narrow else "fp32"
     return asked
 
 

@@ -59,7 +59,6 @@ class TrainConfig(Config):
             "row_len": 512,
             "rows_per_step": 1,
             "clip": 0.0,
-            "precision": "fp32",
         },
     }
 

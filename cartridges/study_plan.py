@@ -61,7 +61,7 @@ class SynthesizeConfig(Config):
     question_logprobs: bool = Field(False, description="learn the messages too, and not just the answers")
     description: str = Field("", description="what the corpus is, in a few words; by default its files are named")
     general_share: float = Field(0.05, ge=0, le=1, description="of the conversations, about anything but the corpus")
-    batch_size: int = Field(256, gt=0, description="conversations made at once and written as one shard")
+    batch_size: int = Field(64, gt=0, description="conversations made at once and written as one shard")
     filters: FilterConfig = FilterConfig()
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -69,6 +69,7 @@ class SynthesizeConfig(Config):
         "pocket": {
             "num_conversations": 6144,
             "conversations_per_chunk": 32,
+            "batch_size": 256,
             "general_share": 0.15,
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
             "passage_len": 1,

@@ -77,7 +77,8 @@ class Run:
         self.dataset_digest = dataset.digest if dataset else ""
         self.slots = Slots(start, model.device, config.train_bias)
         self.optimizer = self.make_optimizer(len(start.keys))
-        self.precision = precision_of(config.precision, model.dtype, model.device)
+        width = model.head.weight_VD.shape[1]
+        self.precision = precision_of(config.precision, model.dtype, model.device, width)
         self.done = Progress()
         self.best: list[torch.Tensor] | None = None
         num_layers = len(start.keys)

@@ -56,14 +56,13 @@ def serving_peft() -> str:
     for _, result in read():
         fixed = (str(result["prompt_tokens"]), str(result["new_tokens"]))
         found = [(row, *fixed) for row in result["concurrent"]]
-        if mixed := result.get("mixed"):
-            found.append((mixed, ranged(mixed["prompt_tokens"]), ranged(mixed["new_tokens"])))
+        found += [(row, ranged(row["prompt_tokens"]), ranged(row["new_tokens"])) for row in result["mixed"]]
         for row, prompt, new in found:
             speeds = [f"{row['tokens_per_s'][name]:,.0f}" for name in (OURS, PEFT)]
-            cells = [result["model"], str(result["requests"]), str(row["cartridges"]), prompt, new]
+            cells = [result["model"], str(result["requests"]), str(row["cartridges"]), f"{row['slots']:,}", prompt, new]
             rows.append([*cells, *speeds, f"{row['ratio']:.2f}x", f"{row['equal_tokens']:.1%}"])
         origins.append(origin(result))
-    head = ["model", "requests", "cartridges", "prompt", "new"]
+    head = ["model", "requests", "cartridges", "slots", "prompt", "new"]
     head += ["engine, tokens/s", "generate + PEFT, tokens/s", "ratio", "equal tokens"]
     return "\n\n".join([table(head, rows), *origins])
 

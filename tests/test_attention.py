@@ -49,11 +49,12 @@ def test_slots_of_a_real_prefix_give_its_logits(model, texts):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("max_scores", [attention.MAX_SCORES, 0])
-def test_packed_rows_give_loss_and_gradients_of_separate_conversations(
-    model, texts, checkpointing, max_scores, monkeypatch
-):
-    monkeypatch.setattr(attention, "MAX_SCORES", max_scores)
+@pytest.mark.parametrize("way", ["kernel", "scores", "repeated slots"])
+def test_packed_rows_give_loss_and_gradients_of_separate_conversations(model, texts, checkpointing, way, monkeypatch):
+    if way != "kernel":
+        monkeypatch.setattr(attention, "MIN_SCORES", {})
+    if way == "repeated slots":
+        monkeypatch.setattr(attention, "MAX_SCORES", 0)
     context, conversations = texts
     slots = prefix_kv(model, context)
     weights = torch.randn(sum(LENGTHS), len(model.tokenizer), generator=torch.Generator().manual_seed(5))

@@ -31,12 +31,13 @@ def measured(tiny_model, tiny_tokenizer, tmp_path):
 def test_every_part_is_measured(measured):
     result = measured("serving.py")
     assert {"command", "commit", "date", "versions", "hardware", "threads"} <= set(result)
-    for row, num in zip(result["concurrent"], (1, 2), strict=True):
-        assert row["cartridges"] == num and row["equal_tokens"] == 1
-        assert min(row["tokens_per_s"].values()) > 0 and row["ratio"] > 0
-    mixed = result["mixed"]
-    assert mixed["equal_tokens"] == 1 and sum(mixed["requests_of_each"]) == result["requests"]
-    assert 4 * 2 <= mixed["wanted_tokens"] < mixed["tokens_of_batches"] and mixed["ratio"] > 0
+    sizes = [(row["slots"], row["cartridges"]) for row in result["concurrent"]]
+    assert sizes == [(16, 1), (16, 2), (32, 1), (32, 2)] and [row["slots"] for row in result["mixed"]] == [16, 32]
+    for row in [*result["concurrent"], *result["mixed"]]:
+        assert row["equal_tokens"] == 1 and min(row["tokens_per_s"].values()) > 0 and row["ratio"] > 0
+    for mixed in result["mixed"]:
+        assert sum(mixed["requests_of_each"]) == result["requests"]
+        assert 4 * 2 <= mixed["wanted_tokens"] < mixed["tokens_of_batches"]
     kinds = [(row["kind"], row["length"]) for row in result["by_context"]]
     assert kinds == [("full context", 64), ("cartridge each", 16), ("one cartridge", 16)]
     assert all(row["batch"] == 4 and row["kv_mb"] > 0 for row in result["by_context"])

@@ -26,7 +26,9 @@ def by_kernel(parts, row):
 
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (8, 1)])
 @pytest.mark.parametrize("num_slots", [0, 1, 77])
-def test_the_same_as_with_scores(heads, num_slots):
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_the_same_as_with_scores(heads, num_slots, num_threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)  # by which the work is dealt out
     parts = parts_of(heads, num_slots)
     row, weights = PackedPrefix([parts[3]], [parts[4]], LENGTHS), torch.randn_like(parts[0])
     found, expected = by_kernel(parts, row), attend_once(*parts, row, SCALE)
@@ -34,10 +36,16 @@ def test_the_same_as_with_scores(heads, num_slots):
     gradients, wanted = (torch.autograd.grad((whole * weights).sum(), parts) for whole in (found, expected))
     for one, other in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    if num_slots:  # as in the first layer
+        slots = torch.autograd.grad(
+            by_kernel([part.detach() for part in parts[:3]] + parts[3:], row).mul(weights).sum(), parts[3:]
+        )
+        assert all(torch.equal(one, other) for one, other in zip(slots, gradients[3:], strict=True))
 
 
-def test_whatever_lies_behind_one_another():
-    parts = parts_of((4, 2), 9)
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3)])
+def test_whatever_lies_behind_one_another(heads):
+    parts = parts_of(heads, 9)
     given = [part.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_() for part in parts]
     row = PackedPrefix([parts[3]], [parts[4]], LENGTHS)
     assert given[3].stride(-1) != 1

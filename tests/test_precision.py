@@ -64,6 +64,9 @@ def test_what_is_asked_for_becomes_what_is_done(monkeypatch, is_fast):
     monkeypatch.setattr(precision, "has_fast_bf16", lambda device: is_fast)
     assert precision_of("auto", torch.float32, "cpu") == ("bf16" if is_fast else "fp32")
     assert [precision_of(asked, torch.float32, "cpu") for asked in ("bf16", "fp32")] == ["bf16", "fp32"]
+    narrow = [precision_of("auto", torch.float32, device, 256) for device in ("cpu", "cuda")]
+    assert narrow == ["fp32", "bf16" if is_fast else "fp32"]
+    assert precision_of("bf16", torch.float32, "cpu", 256) == "bf16", "as asked"
     own = [precision_of("auto", dtype, "cpu") for dtype in (torch.bfloat16, torch.float16, torch.float64)]
     assert own == ["bf16", "fp16", "float64"]
 

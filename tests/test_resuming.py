@@ -31,6 +31,7 @@ def device_is_fast(monkeypatch):
 
     def tell(is_fast):
         monkeypatch.setattr("cartridges.precision.has_fast_bf16", lambda device: is_fast)
+        monkeypatch.setattr("cartridges.precision.MIN_WIDTH", 0)
 
     return tell
 

@@ -207,6 +207,7 @@ def test_values_have_a_rate_of_their_own(dataset, model, tmp_path):
 @pytest.mark.parametrize(("is_fast", "told"), [(True, "bf16"), (False, "fp32")])
 def test_precision_is_chosen_by_the_device(dataset, model, tmp_path, monkeypatch, is_fast, told):
     monkeypatch.setattr("cartridges.precision.has_fast_bf16", lambda device: is_fast)
+    monkeypatch.setattr("cartridges.precision.MIN_WIDTH", 0)
     runs = [train(dataset, model, CORPUS, config_of(max_steps=2, precision=p), tmp_path / p) for p in ("auto", told)]
     assert torch.equal(runs[0].keys[0], runs[1].keys[0])
     assert json.loads((tmp_path / "auto" / "manifest.json").read_text())["precision"] == told
@@ -394,6 +395,5 @@ def test_kill_9_loses_no_finished_checkpoint(dataset, model, tmp_path, tiny_toke
     loaded, read = load_model(tmp_path / "model", device="cpu"), Dataset.load(tmp_path / "data")
     config = config_of(max_steps=60, rows_per_step=3)
     torch.set_num_threads(1)  # as in the program, so that sums are of the same order
-    resumed = train(read, loaded, CORPUS, config, tmp_path / "run")
-    whole = train(read, loaded, CORPUS, config, tmp_path / "whole")
+    resumed, whole = (train(read, loaded, CORPUS, config, tmp_path / name) for name in ("run", "whole"))
     assert curve(tmp_path / "run") == curve(tmp_path / "whole") and resumed.digest == whole.digest

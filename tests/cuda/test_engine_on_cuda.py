@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from cartridges.engine.engine import KV_TOKENS, Engine
+from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from tests.architectures import ARCHITECTURES, tiny
 from tests.engine.judges import (
@@ -115,14 +115,3 @@ def test_cartridges_that_come_while_graphs_are_made(model):
     assert not errors and not engine.runner.graphs.is_broken and engine.runner.graphs.num_replayed
     assert all(len(tokens) == 80 for tokens in found)
     engine.check()
-
-
-def test_the_budget_is_bounded_by_memory(model, monkeypatch):
-    token_bytes = model.kv_bytes(1)
-    assert Engine(model).stats().kv_tokens_total == max(KV_TOKENS, 2 * model.window)
-    for name, held in (("memory_reserved", 300), ("memory_allocated", 100)):
-        monkeypatch.setattr(torch.cuda, name, lambda device=None, held=held: held * token_bytes)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1800 * token_bytes, 1 << 40))
-    assert Engine(model).stats().kv_tokens_total == 1000
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, 1 << 40))
-    assert Engine(model).stats().kv_tokens_total == 100
