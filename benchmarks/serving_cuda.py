@@ -42,9 +42,7 @@ from cartridges.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 LEFT_FREE = 8 << 30  # bytes, for what a step holds for a while
-ALLOCATED = (
-    0.97  # of the device's memory, at most; libraries load their kernels into the rest when they first need them
-)
+ALLOCATED = 0.97  # of the device's memory, at most; into the rest libraries load kernels when they first need them
 MAX_BYTES = 8 << 30  # of rows in part 3
 FULL, EACH, SHARED = "full context", "cartridge each", "one cartridge"
 

@@ -259,12 +259,18 @@ def measure(settings: Sequence[Setting], num_tokens: int, num_steps: int, device
     return rows
 
 
+def fastest(rows: list[dict[str, Any]], side: str) -> dict[str, Any]:
+    """That of those that were measured. Raises CartridgesError where the device was too small for all of them."""
+    if not (measured := [row for row in rows if "all" in row]):
+        raise CartridgesError(
+            f"all settings of {side} are too large for this device; give a smaller model or --lengths"
+        )
+    return max(measured, key=lambda row: row["tokens_per_s"])
+
+
 def compared(rows: list[dict[str, Any]], side: str) -> dict[str, Any]:
     """The fastest of ours by the fastest of `side`: the ratio of medians, and the range over the repetitions."""
-    mine, theirs = (
-        max((row for row in rows if row["side"] == each and "all" in row), key=lambda row: row["tokens_per_s"])
-        for each in (OURS, side)
-    )
+    mine, theirs = (fastest([row for row in rows if row["side"] == each], each) for each in (OURS, side))
     ratios = [a / b for a, b in zip(mine["all"], theirs["all"], strict=True)]
     return {
         "fastest": {row["side"]: row["setting"] for row in (mine, theirs)},

@@ -1,8 +1,8 @@
-"""Attention of packed rows by PyTorch's flash kernel of the CPU: no scores are held, there or back.
+"""Attention by PyTorch's flash kernel of the CPU, and of packed rows: no scores are held, there or back.
 
-As on CUDA (`flash`), a row's tokens see their own conversation, which is one call, and all the slots, which is another.
-Each tells the log of its sum of exponentials; with those as weights the two become the whole, and given the whole's
-results and logs, the kernel's gradients of a part are those of the whole.
+As on CUDA (`flash`), a packed row's tokens see their own conversation, which is one call, and all the slots, which is
+another. Each tells the log of its sum of exponentials; with those as weights the two become the whole, and given the
+whole's results and logs, the kernel's gradients of a part are those of the whole.
 
 Shapes: T tokens of a packed row, S conversations in it, C tokens of the longest, P slots, N query heads, G key/value
 heads, R = N / G, H head size, X of either.
@@ -126,13 +126,21 @@ def _by_group(part_NT: torch.Tensor, num_groups: int, apart: bool) -> torch.Tens
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    is_causal: bool,
+    scale: float,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Results [E, X, Q, H] and logs [E, X, Q] of queries over keys and values [E, X, K, H].
 
-    The numbers of a head must be beside each other in all of them, which the kernel takes for granted.
+    The numbers of a head must be beside each other in all of them, which the kernel takes for granted. A mask that is
+    given is added to the scores [E, X, Q, K]; the log of a row of which it hides all is 0.
     """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, is_causal, attn_mask=mask, scale=scale
+    )
 
 
 def backward(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +14,7 @@ import torch
 
 from cartridges.conversation import Conversation, TopK
 from cartridges.dataset import Dataset
+from cartridges.errors import CartridgesError
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +34,6 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_both_sides_are_measured(tiny_path, tmp_path):
-    pytest.importorskip("peft")
     out = tmp_path / "result.json"
     done = run("--model", tiny_path, "--slots", 16, "--conversations", 5, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -61,7 +62,6 @@ def test_both_sides_are_measured(tiny_path, tmp_path):
 
 
 def test_the_teacher_in_the_step_is_the_plain_model_behind_the_context(tiny_model, monkeypatch):
-    pytest.importorskip("peft")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from peft_tuner import PeftTuner, padded
 
@@ -85,7 +85,6 @@ def test_the_teacher_in_the_step_is_the_plain_model_behind_the_context(tiny_mode
 
 
 def test_a_dataset_of_unlike_teachers_gives_the_same_loss(tiny_path, tmp_path):
-    pytest.importorskip("peft")
     said, talks = [{"role": "user", "content": "a"}], []
     for index, logprobs in enumerate(([-0.1], [-0.5, -1.5, -3.0])):
         rows = TopK([list(range(5, 5 + len(logprobs)))] * 2, [logprobs] * 2)
@@ -97,6 +96,26 @@ def test_a_dataset_of_unlike_teachers_gives_the_same_loss(tiny_path, tmp_path):
     refused = run(*given, "--conversations", 3)
     assert refused.returncode == 2
     assert "with 2 conversations, expected at least 3" in refused.stderr
+
+
+def test_what_is_too_large_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from training_step import OURS, PEFT, Setting, compared, measure
+
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    settings = [
+        Setting(OURS, "small", lambda: float(torch.ones(1 << 20).sum()), nullcontext, 10),
+        Setting(OURS, "large", too_large, nullcontext, 10),
+        Setting(PEFT, "large", too_large, nullcontext, 10),
+    ]
+    rows = measure(settings, 10, 2, torch.device("cpu"))
+    assert [(row["setting"], "all" in row) for row in rows] == [("small", True), ("large", False), ("large", False)]
+    with pytest.raises(CartridgesError, match="all settings of PEFT are too large for this device; give"):
+        compared(rows, PEFT)
+    assert compared([*rows, {**rows[0], "side": PEFT}], PEFT)["fastest"] == {OURS: "small", PEFT: "small"}
 
 
 def test_without_peft_it_says_what_to_install(tmp_path):

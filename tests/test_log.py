@@ -2,6 +2,7 @@ import io
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from cartridges import log
@@ -62,8 +63,7 @@ def test_reopened_log_appends(metrics):
 
 
 def test_numpy_numbers_are_written_as_numbers(metrics):
-    numpy = pytest.importorskip("numpy")
-    metrics.append(step=numpy.int64(3), loss=numpy.float32(0.5))
+    metrics.append(step=np.int64(3), loss=np.float32(0.5))
     assert read_metrics(metrics.path) == [{"step": 3, "loss": 0.5}]
 
 

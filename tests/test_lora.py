@@ -3,6 +3,7 @@
 import copy
 import json
 
+import peft
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from cartridges.lora import CONFIG, export_lora
 from tests.adapters import logits, plain, random_adapter
 from tests.architectures import tiny
 
-peft = pytest.importorskip("peft")
 IDS = list(range(20, 40))
 
 

@@ -9,6 +9,8 @@ Shapes: E independent problems (rows, or 1), G key/value heads, S queries of eac
 
 import torch
 
+from cartridges import cpu_flash
+
 LEAST = torch.finfo(torch.float32).min  # the score of what is not seen, so that rows that see nothing give numbers
 
 Part = tuple[torch.Tensor, torch.Tensor]  # results [..., H] and logs of the sums of exponentials [...]
@@ -48,11 +50,8 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _by_kernel(
     q_EGSH: torch.Tensor, k_EGCH: torch.Tensor, v_EGCH: torch.Tensor, scale: float, mask: torch.Tensor | None
 ) -> Part:
-    # flash attention of the CPU; of all that PyTorch offers the one that gives the logs
-    out_EGSH, log_EGS = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q_EGSH, k_EGCH, v_EGCH, attn_mask=mask, scale=scale
-    )
-    if mask is not None and not log_EGS.all():  # the log of a row that sees nothing is 0 here
+    out_EGSH, log_EGS = cpu_flash.forward(q_EGSH, k_EGCH, v_EGCH, False, scale, mask)
+    if mask is not None and not log_EGS.all():  # that of a row that sees nothing is 0 here
         log_EGS = log_EGS.masked_fill(mask.amax(-1) == -torch.inf, -torch.inf)
     return out_EGSH, log_EGS
 

@@ -55,9 +55,8 @@ def test_what_stands_behind_two_dashes_is_for_vllm():
 
 
 def test_vllm_is_handed_over_to(call, builds, place, monkeypatch):
-    launch = pytest.importorskip("cartridges.serving.launch")
     given = []
-    monkeypatch.setattr(launch, "serve_vllm", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.setattr("cartridges.serving.launch.serve_vllm", lambda *arguments: given.append(arguments) or 0)
     code, _, _ = call(builds / "ward", "--engine", "vllm", "--port", 9000, "--", "--max-model-len", "512")
     folder = builds / "ward" / "slots-30" / "cartridge"
     assert given == [(str(place.paths[0]), [("ward", folder)], "127.0.0.1", 9000, ["--max-model-len", "512"], [], ())]

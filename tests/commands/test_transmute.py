@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -169,7 +170,6 @@ def test_it_becomes_a_lora(run, place, adapter, tmp_path):
 
 
 def test_it_is_served_under_its_name(run, place, adapter, tmp_path, monkeypatch):
-    server = pytest.importorskip("cartridges.serving.server")
     seen = {}
 
     def serve(app, config, ready):
@@ -177,7 +177,7 @@ def test_it_is_served_under_its_name(run, place, adapter, tmp_path, monkeypatch)
         seen["reply"] = engine.chat("How many beds?", max_new_tokens=12)
         ready("http://127.0.0.1:1")
 
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr("cartridges.serving.server.serve", serve)
     code, stdout, _ = run("serve", "--adapter", adapter)
     assert code == 0 and "serving ward at http://127.0.0.1:1/v1" in stdout
     with applied(place.model, ThoughtAdapter.load(adapter), merged=True):
@@ -187,19 +187,18 @@ def test_it_is_served_under_its_name(run, place, adapter, tmp_path, monkeypatch)
 
 
 def test_vllm_is_given_a_lora(run, place, adapter, tmp_path, monkeypatch):
-    launch = pytest.importorskip("cartridges.serving.launch")
     given = []
 
     def serve_vllm(model, folders, host, port, extra, **more):
         lora = extra[extra.index("--lora-modules") + 1].partition("=")
-        given.append((model, folders, lora[0], (launch.Path(lora[2]) / "adapter_config.json").is_file(), extra[-3:]))
+        given.append((model, folders, lora[0], (Path(lora[2]) / "adapter_config.json").is_file(), extra[-3:]))
         return 0
 
-    monkeypatch.setattr(launch, "serve_vllm", serve_vllm)
+    monkeypatch.setattr("cartridges.serving.launch.serve_vllm", serve_vllm)
     code, _, _ = run("serve", "--adapter", adapter, "--engine", "vllm", "--", "--max-model-len")
     assert code == 0
     assert given == [(str(place.paths[0]), [], "ward", True, ["--max-lora-rank", "64", "--max-model-len"])]
-    monkeypatch.setattr(launch, "LORA_RANKS", (8, 16))
+    monkeypatch.setattr("cartridges.serving.launch.LORA_RANKS", (8, 16))
     code, _, stderr = run("serve", "--adapter", adapter, "--engine", "vllm")
     assert code == 0 and given[-1][-1][1:] == ["--max-lora-rank", "16"]
     assert "note: vLLM takes LoRAs up to rank 16; this cuts off up to" in stderr
