@@ -5,7 +5,8 @@ two tokens stands where no character is divided; white space that no token cover
 
 How `sample` draws a chunk of kind "tokens" or "characters": a document, in proportion to its units; a length L, uniform
 in [min_len, max_len]; the document whole if it has at most L units. Otherwise it is cut at a, a + L, a + 2L, ... with a
-uniform in [0, L), and one of the pieces is drawn, each as likely as any other. A first or last piece shorter than
+uniform in [0, L), and one of the pieces is drawn, each as likely as any other. Document and piece follow from one
+number, its place, so that places which are spread evenly give chunks which are. A first or last piece shorter than
 min_len is joined with its neighbour, and the two are halved where that is more than max_len. As the pieces hold each
 unit once, each is in the chunk with the same probability, at the ends of a document as in its middle. Two exceptions:
 where max_len < 2 * min_len and halves would be too short, an end piece is extended over its neighbour instead; and cuts
@@ -153,14 +154,19 @@ class Chunker:
         if not self._ends or not self._ends[-1]:
             raise InputError("given a corpus without a single token, expected text that the tokenizer knows")
 
-    def sample(self, rng: Random) -> Chunk:
-        """A chunk, drawn as the head of this module says; of kind "structure", by its share of the tokens."""
-        drawn = bisect_right(self._ends, rng.randrange(self._ends[-1]))
+    def sample(self, rng: Random, place: float | None = None) -> Chunk:
+        """A chunk, drawn as the head of this module says; of kind "structure", by its share of the tokens.
+
+        `place`, from 0 up to 1, tells about where in the corpus it stands; else that is drawn, too.
+        """
+        unit = (rng.random() if place is None else place) * self._ends[-1]
+        drawn = min(bisect_right(self._ends, unit), len(self._ends) - 1)
         if self._pieces:
             document, span = self._pieces[drawn]
         else:
             document = self.corpus.documents[drawn]
-            span = self._draw_span(self._rulers[document.path], rng)
+            first = self._ends[drawn - 1] if drawn else 0
+            span = self._draw_span(self._rulers[document.path], rng, (unit - first) / (self._ends[drawn] - first))
         return _chunk(document, span)
 
     def cover(self) -> list[Chunk]:
@@ -216,15 +222,15 @@ class Chunker:
                 f"in {document.path}, which cannot be divided; give a larger max_len"
             )
 
-    def _draw_span(self, ruler: Ruler, rng: Random) -> Span:
-        """A span of one text, by the rule at the head of this module."""
+    def _draw_span(self, ruler: Ruler, rng: Random, place: float) -> Span:
+        """A span of one text, by the rule at the head of this module; `place` says which of the pieces."""
         min_len, max_len, num_units = self.config.min_len, self.config.max_len, ruler.num_units
         length = rng.randint(min_len, max_len)
         if num_units <= length:
             return 0, ruler.num_chars
         cuts = [0, *range(rng.randrange(length) or length, num_units, length), num_units]
         _join_short_ends(cuts, min_len, max_len)
-        drawn = rng.randrange(len(cuts) - 1)
+        drawn = min(int(place * (len(cuts) - 1)), len(cuts) - 2)
         first = min(cuts[drawn], num_units - min_len)
         end = max(cuts[drawn + 1], first + min_len)
         first = ruler.cut_before(first)

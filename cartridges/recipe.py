@@ -59,6 +59,7 @@ class TrainConfig(Config):
             "row_len": 512,
             "rows_per_step": 1,
             "clip": 0.0,
+            "eval_every": 100,
         },
     }
 

@@ -21,7 +21,7 @@ from cartridges.corpus import Corpus
 from cartridges.errors import InputError
 from cartridges.filters import FilterConfig
 from cartridges.passages import passages
-from cartridges.rng import rng_of
+from cartridges.rng import rng_of, spread
 from cartridges.seeds import GENERAL, SeedSet, fill
 from cartridges.template import ChatFormat, Message
 
@@ -67,14 +67,14 @@ class SynthesizeConfig(Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "pocket": {
-            "num_conversations": 6144,
+            "num_conversations": 7168,
             "conversations_per_chunk": 32,
-            "batch_size": 256,
+            "batch_size": 512,
             "general_share": 0.15,
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
             "passage_len": 1,
             "seed_set": "pocket",
-            "seed_kinds": ["question", "use_case"],
+            "seed_kinds": ["question"],
             "question": {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 96},
             "answer": {"temperature": 0.0, "max_new_tokens": 160},
             "filters": {"untold": True},
@@ -222,8 +222,8 @@ class Study:
         return fill(self.seeds.system, description=described, document=document, chunk=shown)
 
     def view(self, group: int) -> View:
-        """The chunk of the conversations of a group, as it is shown."""
-        chunk = self.chunker.sample(self.draw("chunk", group))
+        """The chunk of the conversations of a group, as it is shown. All groups together cover the corpus evenly."""
+        chunk = self.chunker.sample(self.draw("chunk", group), spread(group, self.draw("chunks").random()))
         if self.config.chunk.kind == "characters":
             self.check_fits(len(self.format.tokenizer(chunk.text, add_special_tokens=False).input_ids))
         spans = filters.instruction_spans(chunk.text)

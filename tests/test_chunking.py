@@ -317,6 +317,20 @@ def test_samples_of_structure_are_its_pieces_by_length(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_place_tells_where_in_the_corpus_a_chunk_stands(tiny_tokenizer, kind):
+    texts = {f"{name}.md": f"# {name}\n" + "the plant\n\n" * 100 for name in "abcd"}
+    chunker = Chunker(Corpus.from_texts(texts), ChunkConfig(kind=kind, min_len=20, max_len=40), tiny_tokenizer)
+    rng, length = random.Random(0), len(texts["a.md"])
+    for number in range(400):
+        chunk = chunker.sample(rng, number / 400)
+        assert chunk.document == f"{'abcd'[number // 100]}.md"
+        middle = (chunk.start + chunk.stop) / 2 / length
+        assert abs(middle - number % 100 / 100) < 0.25  # about: pieces are as likely as each other, whatever they hold
+    last = chunker.sample(rng, 1 - 2**-53)
+    assert (last.document, last.stop) == ("d.md", length)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_counted(mixed, tokenizer, kind):
     chunker = Chunker(mixed, ChunkConfig(kind=kind), tokenizer)
     expected = {d.path: len(tokenizer(d.text, add_special_tokens=False)["input_ids"]) for d in mixed}

@@ -1,6 +1,7 @@
 """What is settled about conversations before anyone speaks: here the passages that messages are bound to."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_messages_are_bound_to_the_passages_of_their_chunk_in_turn(corpus, tiny_
         plans = [study.plan(index) for index in range(4 * group, 4 * group + 4)]
         for number, plan in enumerate(plans):
             assert bound(plan.prompt, view.passages[number % len(view.passages)]) in asked
+
+
+def test_chunks_cover_the_corpus_evenly_however_many_there_are(tiny_tokenizer):
+    texts = {f"{number}.txt": f"the plant {number} " * 40 for number in range(8)}
+    study = Study(
+        Corpus.from_texts(texts), Server(tiny_tokenizer), config_of(chunk={"kind": "structure"}), load_seeds("pocket")
+    )
+    for num in (8, 40, 200):
+        drawn = Counter(study.view(group).chunk.document for group in range(num))
+        expected = {
+            path: num * tokens / study.chunker.num_tokens for path, tokens in study.chunker.num_tokens_of.items()
+        }
+        assert all(abs(drawn[path] - expected[path]) < 2.5 for path in texts), drawn  # 12 and more if drawn one by one
 
 
 def test_ends_of_a_chunk_that_are_parts_of_a_line_are_no_passages(tiny_tokenizer):

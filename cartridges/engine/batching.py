@@ -49,7 +49,7 @@ class Batching:
             Blocks(kv_tokens_total),
             runner.store,
             runner.load,
-            MAX_ROWS.get(kind, MAX_ROWS["cpu"]),
+            MAX_ROWS,
             MAX_STEP_TOKENS.get(kind, MAX_STEP_TOKENS["cpu"]),
             max(1, running.MAX_LOGITS // runner.model.identity.vocab_size),
             AHEAD.get(kind, 0),

@@ -18,7 +18,7 @@ from cartridges.engine.blocks import BLOCK, Blocks, Run, Span, chain, cost, path
 if TYPE_CHECKING:
     from cartridges.cartridge import Cartridge
 
-MAX_ROWS = {"cpu": 64, "cuda": 256}
+MAX_ROWS = 256
 MAX_STEP_TOKENS = {"cpu": 1024, "cuda": 8192}
 AHEAD = {"cpu": 0, "cuda": 192}  # tokens to come that a row has room for at first, as growing ends a run of graphs
 
