@@ -70,7 +70,7 @@ class SynthesizeConfig(Config):
             "num_conversations": 7168,
             "conversations_per_chunk": 32,
             "batch_size": 512,
-            "general_share": 0.15,
+            "general_share": 0.2,
             "chunk": {"kind": "structure", "min_len": 100, "max_len": 600},
             "passage_len": 1,
             "seed_set": "pocket",
