@@ -154,12 +154,12 @@ class Chunker:
         if not self._ends or not self._ends[-1]:
             raise InputError("given a corpus without a single token, expected text that the tokenizer knows")
 
-    def sample(self, rng: Random, place: float | None = None) -> Chunk:
+    def sample(self, rng: Random, place: float) -> Chunk:
         """A chunk, drawn as the head of this module says; of kind "structure", by its share of the tokens.
 
-        `place`, from 0 up to 1, tells about where in the corpus it stands; else that is drawn, too.
+        `place`, drawn from 0 up to 1, tells about where in the corpus it stands.
         """
-        unit = (rng.random() if place is None else place) * self._ends[-1]
+        unit = place * self._ends[-1]
         drawn = min(bisect_right(self._ends, unit), len(self._ends) - 1)
         if self._pieces:
             document, span = self._pieces[drawn]

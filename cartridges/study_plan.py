@@ -67,7 +67,7 @@ class SynthesizeConfig(Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "pocket": {
-            "num_conversations": 7168,
+            "num_conversations": 7680,
             "conversations_per_chunk": 32,
             "batch_size": 512,
             "general_share": 0.2,
@@ -222,7 +222,7 @@ class Study:
         return fill(self.seeds.system, description=described, document=document, chunk=shown)
 
     def view(self, group: int) -> View:
-        """The chunk of the conversations of a group, as it is shown. All groups together cover the corpus evenly."""
+        """The chunk of the conversations of a group, as it is shown. Groups cover the corpus as evenly as they can."""
         chunk = self.chunker.sample(self.draw("chunk", group), spread(group, self.draw("chunks").random()))
         if self.config.chunk.kind == "characters":
             self.check_fits(len(self.format.tokenizer(chunk.text, add_special_tokens=False).input_ids))

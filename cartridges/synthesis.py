@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SpeakerConfig", "SynthesizeConfig", "synthesize"]
 
 CONFIG, MANIFEST, METRICS = "config.yaml", "manifest.json", "metrics.jsonl"
+CHUNKS = "spread evenly"  # how they are drawn; a run goes on as it began
 NUM_IN_VAIN = 256  # conversations of which none was kept, after which a run gives up
 Result = TypeVar("Result")
 
@@ -184,6 +185,7 @@ class Run:
             "tokenizer_digest": self.client.chat_format.digest,
             "corpus_digest": self.corpus.digest,
             "seeds_digest": seeds.digest,
+            "chunks": CHUNKS,
             "now": self.manifest.get("now") or self.client.chat_format.now.isoformat(timespec="seconds"),
         }
 
@@ -191,7 +193,7 @@ class Run:
         if not self.manifest:
             return
         names = {"corpus_digest": "corpus", "model": "model", "tokenizer_digest": "tokenizer or chat template"}
-        names |= {"seeds_digest": "text in the seed prompts"}
+        names |= {"seeds_digest": "text in the seed prompts", "chunks": "way of drawing chunks"}
         other = [name for key, name in names.items() if self.manifest.get(key) != self.about[key]]
         if other:
             raise InputError(

@@ -8,6 +8,7 @@ from cartridges.chunking import Chunk, ChunkConfig, Chunker
 from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.errors import ConfigError, InputError
+from cartridges.rng import spread
 
 MARKDOWN = """Preamble, before any heading.
 
@@ -153,8 +154,10 @@ def test_samples_are_true_spans_and_follow_the_seed(mixed, tokenizer, kind, min_
     config = ChunkConfig(kind=kind, min_len=min_len, max_len=max_len)
     chunker, judge = Chunker(mixed, config, tokenizer), Judge(mixed, tokenizer, kind)
     rng, again = random.Random(3), random.Random(3)
-    drawn = [chunker.sample(rng) for _ in range(150)]
-    assert drawn == [Chunker(mixed, config, tokenizer).sample(again)] + [chunker.sample(again) for _ in range(149)]
+    drawn = [chunker.sample(rng, rng.random()) for _ in range(150)]
+    assert drawn == [Chunker(mixed, config, tokenizer).sample(again, again.random())] + [
+        chunker.sample(again, again.random()) for _ in range(149)
+    ]
     assert rng.random() == again.random()
     longest = 33 if kind == "tokens" else 0  # a cut may move by a character of several tokens
     for chunk in drawn:
@@ -164,14 +167,16 @@ def test_samples_are_true_spans_and_follow_the_seed(mixed, tokenizer, kind, min_
             assert chunk.text == text or length >= min_len - longest
 
 
+@pytest.mark.parametrize("run_len", [1, 30])
 @pytest.mark.parametrize(("min_len", "max_len"), [(50, 200), (1, 1), (30, 60), (100, 2000)])
-def test_ends_are_drawn_as_often_as_the_middle(min_len, max_len):
+def test_ends_are_drawn_as_often_as_the_middle(min_len, max_len, run_len):
     num_chars, num_draws = 700, 12_000
     chunker = Chunker(corpus_of(a="x" * num_chars), ChunkConfig(kind="characters", min_len=min_len, max_len=max_len))
     rng = random.Random(1)
     changes = Counter()
-    for _ in range(num_draws):
-        chunk = chunker.sample(rng)
+    starts = [rng.random() for _ in range(num_draws // run_len)]  # of runs, as self-study's
+    for number in range(num_draws):
+        chunk = chunker.sample(rng, spread(number % run_len, starts[number // run_len]))
         changes[chunk.start] += 1
         changes[chunk.stop] -= 1
     covered = [0]
@@ -188,7 +193,7 @@ def test_the_same_holds_of_tokens(tiny_tokenizer):
     rng, text = random.Random(2), corpus.text
     covered = Counter()
     for _ in range(4000):
-        chunk = chunker.sample(rng)
+        chunk = chunker.sample(rng, rng.random())
         covered.update(range(chunk.start, chunk.stop))
     mean = sum(covered.values()) / len(text)
     assert all(abs(covered[position] - mean) < 6 * mean**0.5 for position in range(len(text)))
@@ -197,7 +202,7 @@ def test_the_same_holds_of_tokens(tiny_tokenizer):
 def test_lengths_are_uniform_in_a_long_document():
     chunker = Chunker(corpus_of(a="x" * 200_000), ChunkConfig(kind="characters", min_len=100, max_len=399))
     rng = random.Random(0)
-    lengths = [len(chunker.sample(rng).text) for _ in range(6000)]
+    lengths = [len(chunker.sample(rng, rng.random()).text) for _ in range(6000)]
     assert (min(lengths), max(lengths)) == (100, 399)
     thirds = Counter((length - 100) // 100 for length in lengths)
     assert all(abs(thirds[third] - 2000) < 5 * 2000**0.5 for third in range(3))
@@ -209,7 +214,7 @@ def test_documents_are_drawn_by_their_length(tiny_tokenizer, kind):
     corpus = Corpus.from_texts(texts)
     chunker = Chunker(corpus, ChunkConfig(kind=kind, min_len=30, max_len=90), tiny_tokenizer)
     rng, num_draws = random.Random(4), 4000
-    drawn = Counter(chunker.sample(rng).document for _ in range(num_draws))
+    drawn = Counter(chunker.sample(rng, rng.random()).document for _ in range(num_draws))
     for path, num_tokens in chunker.num_tokens_of.items():
         expected = num_draws * num_tokens / chunker.num_tokens
         assert abs(drawn[path] - expected) < 5 * expected**0.5
@@ -217,14 +222,14 @@ def test_documents_are_drawn_by_their_length(tiny_tokenizer, kind):
 
 def test_a_short_document_is_taken_whole(tiny_tokenizer):
     chunker = Chunker(corpus_of(a=MARKDOWN), ChunkConfig(), tiny_tokenizer)
-    assert chunker.sample(random.Random(0)) == Chunk("a", 0, len(MARKDOWN), MARKDOWN) == chunker.cover()[0]
+    assert chunker.sample(random.Random(0), 0.5) == Chunk("a", 0, len(MARKDOWN), MARKDOWN) == chunker.cover()[0]
 
 
 @pytest.mark.parametrize("num_chars", [701, 1199, 1300])
 def test_no_piece_is_shorter_than_min_len_where_halves_would_be(num_chars):
     chunker = Chunker(corpus_of(a="x" * num_chars), ChunkConfig(kind="characters", min_len=600, max_len=700))
     rng = random.Random(0)
-    assert {600 <= len(chunker.sample(rng).text) <= 700 for _ in range(300)} == {True}
+    assert {600 <= len(chunker.sample(rng, rng.random()).text) <= 700 for _ in range(300)} == {True}
 
 
 def test_covering_chunks_are_of_about_one_length():
@@ -309,7 +314,7 @@ def test_samples_of_structure_are_its_pieces_by_length(tiny_tokenizer):
     corpus = corpus_of(a__md="# A\n" + "the plant " * 50 + "\n# B\nshort\n", b__md="# C\n" + "the doctor " * 25)
     chunker = Chunker(corpus, ChunkConfig(kind="structure", min_len=1, max_len=1000), tiny_tokenizer)
     judge, rng, num_draws = Judge(corpus, tiny_tokenizer, "structure"), random.Random(0), 3000
-    drawn = Counter(chunker.sample(rng) for _ in range(num_draws))
+    drawn = Counter(chunker.sample(rng, rng.random()) for _ in range(num_draws))
     assert set(drawn) == set(chunker.cover())
     for chunk, times in drawn.items():
         expected = num_draws * judge.check(chunk, 1000) / chunker.num_tokens
@@ -380,7 +385,7 @@ def test_text_without_a_token():
         Chunker(corpus_of(a="\x01\x02"), ChunkConfig(), bert)
     chunker = Chunker(corpus_of(a="\x01\x02", b="text"), ChunkConfig(), bert)
     assert pieces(chunker) == ["\x01\x02", "text"]
-    assert {chunker.sample(random.Random(seed)).document for seed in range(20)} == {"b"}
+    assert {chunker.sample(random.Random(seed), seed / 20).document for seed in range(20)} == {"b"}
 
 
 @pytest.mark.parametrize(("min_len", "max_len"), [(1, 0), (512, 511), (0, 5), (-3, -1)])

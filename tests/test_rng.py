@@ -17,7 +17,7 @@ def test_a_key_gives_the_same_generator_in_every_process(hash_seed):
     assert float(result.stdout) == rng_of("a", 1, ("b", 2)).random()
 
 
-@pytest.mark.parametrize("num", [1, 2, 10, 171, 1000])
+@pytest.mark.parametrize("num", [10, 171, 1000])
 @pytest.mark.parametrize(("first", "start"), [(0, 0.0), (7, 0.3), (10_000, 0.999)])
 def test_points_are_spread_evenly_however_many_there_are(num, first, start):
     points = sorted(spread(number, start) for number in range(first, first + num))

@@ -151,6 +151,16 @@ def test_another_corpus_or_model_is_refused(whole, tiny_tokenizer):
         synthesize(make_corpus(), other, config_of(), whole[2])
 
 
+def test_a_run_whose_chunks_were_drawn_one_by_one_is_not_mixed_with_others(corpus, tiny_tokenizer, tmp_path):
+    synthesize(corpus, Server(tiny_tokenizer), config_of(num_conversations=16), tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["chunks"]  # as before there was a choice
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="was begun with another way of drawing chunks; give the same, or another"):
+        synthesize(corpus, Server(tiny_tokenizer), config_of(num_conversations=16), tmp_path / "run")
+
+
 def test_another_text_in_the_seed_file_is_refused(corpus, tiny_tokenizer, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("study: [Ask.]\n")

@@ -12,6 +12,7 @@ import torch
 
 from cartridges.errors import CartridgesError
 
+MAX_DRAWN = 1 << 24  # probabilities in float64 held at once: 128 MiB
 NUM_LIKELY = 64  # of a row, among which as a rule all lie that top_p keeps
 NO_NUMBERS = "the model gave logits that are no finite numbers; load it in float32 or mend its weights"
 
@@ -39,15 +40,17 @@ def choose(
     if not bool(best_B.isfinite().all()):
         raise CartridgesError(NO_NUMBERS)
     drawn = [row for row, temperature in enumerate(temperatures) if temperature > 0]
-    if drawn:
-        index = torch.tensor(drawn, device=logits_BV.device)
+    num_together = max(1, MAX_DRAWN // logits_BV.shape[-1])
+    for start in range(0, len(drawn), num_together):
+        rows = drawn[start : start + num_together]
+        index = torch.tensor(rows, device=logits_BV.device)
         options = {"dtype": torch.float64, "device": logits_BV.device}
-        temperature_B1 = torch.tensor([[temperatures[row]] for row in drawn], **options)
-        uniform_B1 = torch.tensor([[uniform(seeds[row], places[row])] for row in drawn], **options)
+        temperature_B1 = torch.tensor([[temperatures[row]] for row in rows], **options)
+        uniform_B1 = torch.tensor([[uniform(seeds[row], places[row])] for row in rows], **options)
         centred_BV = (logits_BV[index] - best_B[index, None]).double()  # so that tiny temperatures do not overflow
         likely_BV = (centred_BV / temperature_B1).exp()
-        keep_top_k(likely_BV, [top_ks[row] for row in drawn] if top_ks else [])
-        keep_top_p(likely_BV, [top_ps[row] for row in drawn] if top_ps else [])
+        keep_top_k(likely_BV, [top_ks[row] for row in rows] if top_ks else [])
+        keep_top_p(likely_BV, [top_ps[row] for row in rows] if top_ps else [])
         sums_BV = likely_BV.cumsum(-1)
         found_B1 = torch.searchsorted(sums_BV, uniform_B1 * sums_BV[:, -1:], right=True)
         ids_B = ids_B.index_copy(0, index, found_B1[:, 0].clamp(max=logits_BV.shape[-1] - 1))

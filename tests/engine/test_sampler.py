@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cartridges.engine import sampler
 from cartridges.engine.sampler import choose, keep_top_p, top_k, uniform
 from cartridges.errors import CartridgesError
 
@@ -121,3 +122,12 @@ def test_top_p_keeps_the_fewest_that_have_so_much(spread):
         num = next(n for n in range(1, 501) if sum(ordered[:n]) >= top_p * sum(ordered) - 1e-9 or n == 500)
         assert kept_V[likely_V >= ordered[num - 1]].equal(likely_V[likely_V >= ordered[num - 1]])
         assert (kept_V > 0).sum() == num
+
+
+def test_many_rows_are_drawn_in_parts(monkeypatch):
+    logits, seeds = torch.randn(11, 50), range(11)
+    rows = ([0.7, 0.0, 1.3] * 4)[:11]
+    args = (logits, rows, seeds, [3] * 11, [0.9] * 11, [7, 0, 20] * 4)
+    whole = choose(*args)
+    monkeypatch.setattr(sampler, "MAX_DRAWN", 3 * 50)
+    assert choose(*args) == whole
