@@ -1,5 +1,6 @@
 """Who is read together, who leaves when, and what is kept, in limits that are kept to."""
 
+from cartridges.engine import batching
 from cartridges.engine.batching import Batching
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
@@ -105,10 +106,11 @@ def test_what_a_preempted_reply_had_written_is_not_told_as_cached(qwen):
 
 
 def test_no_more_rows_than_allowed(qwen, monkeypatch):
+    monkeypatch.setattr(batching, "MAX_ROWS", 40)
     calls = watched(monkeypatch)
     requests = [Request(ids_of(qwen, seed, 1 + seed % 17), 4, stop_ids=NEVER) for seed in range(100)]
     results = checked(Engine(qwen)).generate(requests)
-    assert max(map(len, calls)) == 64 and len(calls) < 12
+    assert max(map(len, calls)) == 40 and len(calls) < 16
     assert [one.token_ids for one in results[::9]] == [judge_generate(qwen, request) for request in requests[::9]]
 
 
