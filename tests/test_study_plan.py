@@ -44,10 +44,8 @@ def test_chunks_cover_the_corpus_evenly_however_many_there_are(tiny_tokenizer):
     )
     for num in (8, 40, 200):
         drawn = Counter(study.view(group).chunk.document for group in range(num))
-        expected = {
-            path: num * tokens / study.chunker.num_tokens for path, tokens in study.chunker.num_tokens_of.items()
-        }
-        assert all(abs(drawn[path] - expected[path]) < 2.5 for path in texts), drawn  # 12 and more if drawn one by one
+        for path, num_tokens in study.chunker.num_tokens_of.items():  # drawn one by one, as a rule off by 7
+            assert abs(drawn[path] - num * num_tokens / study.chunker.num_tokens) < 2.5
 
 
 def test_ends_of_a_chunk_that_are_parts_of_a_line_are_no_passages(tiny_tokenizer):

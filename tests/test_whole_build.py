@@ -1,6 +1,7 @@
 """The whole job with the bundled model: cartridges that answer like the model that has read everything."""
 
 import time
+from statistics import mean
 
 import pytest
 
@@ -13,13 +14,13 @@ from cartridges.pocket.families import make_context
 from cartridges.pocket.items import draw_questions, item_of
 
 FACTOR, NUM_QUESTIONS = 8, 40
-NAMES = ("whole", "b", "c")  # together, as one cartridge may by chance answer 5 points more or less than the next
+NAMES = ("whole", "second", "third")  # together, as one cartridge may by chance answer 5 points more than the next
 CPU_S = 2 * 180  # three minutes on two cores, each
 
 
 @pytest.mark.timeout(1200)
 def test_eight_times_fewer_slots_answer_like_the_full_context(tmp_path):
-    engine, full, cartridge, none = Engine(load_model("pocket", "cpu")), 0.0, 0.0, 0.0
+    engine, full, cartridge, none = Engine(load_model("pocket", "cpu")), [], [], []
     for name in NAMES:
         context = make_context("ward", "validation", name, 2, 2)
         paths = paths_of(context)
@@ -31,10 +32,9 @@ def test_eight_times_fewer_slots_answer_like_the_full_context(tmp_path):
         started = time.process_time()
         made = build(corpus, engine, tmp_path / name, config, [item_of(each, context, paths) for each in questions])
         assert time.process_time() - started < CPU_S
-        full += made.results.row("full_context").accuracy / len(NAMES)
-        cartridge += made.results.cartridges[0].accuracy / len(NAMES)
-        none += made.results.row("no_context").accuracy / len(NAMES)
-        print(f"{name}: {made.results.row('full_context').accuracy} and {made.results.cartridges[0].accuracy}")
-    assert full > 0.8
-    assert cartridge >= 0.95 * full
-    assert none < 0.3
+        full.append(made.results.row("full_context").accuracy)
+        cartridge.append(made.results.cartridges[0].accuracy)
+        none.append(made.results.row("no_context").accuracy)
+    assert mean(full) > 0.8, full
+    assert mean(cartridge) >= 0.95 * mean(full), (cartridge, full)
+    assert mean(none) < 0.3, none
