@@ -21,8 +21,8 @@ class TrainConfig(Config):
         "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
     )
     trained: Literal["both", "keys", "values"] = Field("both", description="which part of the slots; the rest stays")
-    lr: float = Field(2e-2, gt=0, description="of keys and of a bias, and times values_lr_ratio of values")
-    values_lr_ratio: float = Field(1.0, gt=0, description="values are larger than keys and may move further")
+    lr: float = Field(2e-2, gt=0, le=1e18, description="of keys and of a bias, and times values_lr_ratio of values")
+    values_lr_ratio: float = Field(1.0, gt=0, le=1e18, description="values are larger than keys and may move further")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     warmup_steps: int = Field(20, ge=0)

@@ -32,6 +32,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     ("override", "message"),
     [
         ("lr=0", "'lr': given 0 .* greater than 0"),
+        ("lr=1e38", "'lr': given 1e\\+38 .* less than or equal to"),
         ("lr=.nan", "'lr': given nan"),
         ("lr=.inf", "'lr': given inf"),
         ("slots=0", "'slots': given 0"),
