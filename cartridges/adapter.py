@@ -34,7 +34,7 @@ class PatchShape(BaseModel):
     module: str
     num_outputs: int = Field(gt=0)
     num_inputs: int = Field(gt=0)
-    rank: int | None = Field(None, ge=0)
+    rank: int | None = Field(default=None, ge=0)
     has_bias: bool = False
 
     def tensors(self) -> dict[str, tuple[int, ...]]:

@@ -47,12 +47,14 @@ class BuildConfig(Config):
     """Everything a build can be told: one part a step."""
 
     slots: list[Annotated[int, Field(gt=1)]] = Field(
-        [1024], min_length=1, description="a cartridge of each size is built"
+        default=[1024], min_length=1, description="a cartridge of each size is built"
     )
     synthesize: SynthesizeConfig = SynthesizeConfig.resolve()
     train: TrainConfig = TrainConfig.resolve()
     evaluate: EvaluateConfig = EvaluateConfig.resolve()
-    max_general: int = Field(100, ge=0, description="questions off the corpus, for the harm that a cartridge does")
+    max_general: int = Field(
+        default=100, ge=0, description="questions off the corpus, for the harm that a cartridge does"
+    )
 
     presets = {
         name: {
@@ -197,14 +199,19 @@ def claim_source(out: Path, corpus: Corpus, source: Mapping[str, Sequence[str]])
     write_json(path, about)
 
 
-def heldout_items(dataset: Dataset, config: TrainConfig | None = None) -> list[Item]:
-    """Held-out conversations about the corpus as questions that nothing scores."""
-    config = config or TrainConfig.resolve()
-    _, heldout = dataset.split(config.holdout_share, config.seed)
+def heldout_items(dataset: Dataset, trained: Cartridge | TrainConfig) -> list[Item]:
+    """What the training of a cartridge, or one of this configuration, holds out, as questions that nothing scores.
+
+    Questions about the corpus alone, each once. Raises InputError for a cartridge that no training made.
+    """
+    told = trained.manifest.training if isinstance(trained, Cartridge) else trained.model_dump()
+    if "holdout_share" not in told:
+        raise InputError("given a cartridge that was not trained, expected one of `train`; nothing was held out for it")
+    _, heldout = dataset.split(told["holdout_share"], told["seed"])
+    first = {talk.messages[0]["content"]: talk for talk in reversed(list(heldout.conversations)) if talk.document}
     return [
         Item(talk.messages[0]["content"], talk.messages[1]["content"], document=talk.document, kind=talk.seed_kind)
-        for talk in heldout.conversations
-        if talk.document
+        for talk in sorted(first.values(), key=lambda talk: talk.index)
     ]
 
 

@@ -52,10 +52,10 @@ class ChunkConfig(Config):
     """How long chunks are and where documents are cut."""
 
     kind: Literal["tokens", "characters", "structure"] = Field(
-        "tokens", description="structure: at headings, definitions and blank lines, lengths in tokens"
+        default="tokens", description="structure: at headings, definitions and blank lines, lengths in tokens"
     )
-    min_len: int = Field(512, description="tokens, or characters for kind characters")
-    max_len: int = Field(4096, description="tokens, or characters for kind characters")
+    min_len: int = Field(default=512, description="tokens; characters for kind characters")
+    max_len: int = Field(default=4096, description="the same; lengths are drawn between the two")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

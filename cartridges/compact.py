@@ -47,15 +47,21 @@ class CompactConfig(Config):
     """How a context is compacted. `keys`, `bias` and `values` are those of attention matching."""
 
     queries: Literal["repeat", "self_study"] = Field(
-        "repeat", description="what asks: the model that repeats the context, or conversations about it"
+        default="repeat", description="what asks: the model that repeats the context, or conversations about it"
     )
-    keys: Literal["highest_attention", "omp"] = Field("omp", description="which keys are kept")
-    bias: bool = Field(True, description="fit a weight for each slot; else all count once")
-    values: Literal["least_squares", "kept"] = "least_squares"
-    budgets: Literal["uniform", "per_head"] = Field("uniform", description="how many slots of a head are in use")
-    used_ratio: float = Field(0.5, gt=0, le=1, description="of all slots, with budgets=per_head; the others are empty")
-    num_query_tokens: int = Field(4096, gt=0, description="tokens whose queries are matched")
-    seed: int = Field(0, ge=0)
+    keys: Literal["highest_attention", "omp"] = Field(default="omp", description="which keys are kept")
+    bias: bool = Field(default=True, description="fit a weight for each slot; else all count once")
+    values: Literal["least_squares", "kept"] = Field(
+        default="least_squares", description="fit to the attention's output, or as they were"
+    )
+    budgets: Literal["uniform", "per_head"] = Field(
+        default="uniform", description="how many slots of a head are in use"
+    )
+    used_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="of all slots, with budgets=per_head; the others are empty"
+    )
+    num_query_tokens: int = Field(default=4096, gt=0, description="tokens whose queries are matched")
+    seed: int = Field(default=0, ge=0, description="of the queries that are matched")
 
 
 def compact(

@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from cartridges.errors import ConfigError, unknown_name
 
 COMMAND_LINE = "the command line"
+# What PyYAML raises on text that it cannot read: wrong dates, tags that do not fit and deep nesting are no YAMLError.
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 # PyYAML follows YAML 1.1, where `1e-4` is a string; reader and writer must agree that it is a number.
 _FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -29,10 +31,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node.value, str):
+                continue
             if key_node.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key_node.value!r} twice", problem_mark=key_node.start_mark)
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -75,13 +78,22 @@ class Config(BaseModel):
             layers.append((f"file {str(file)!r}", _read_yaml(Path(file))))
         given: dict[str, Any] = {}
         raw: dict[tuple[str, ...], str] = {}
+        unread: dict[tuple[str, ...], ConfigError] = {}
         for override in overrides:
             path, text = _split_override(override)
+            for above in (path[:end] for end in range(1, len(path))):
+                if above in unread:  # putting a key below it would lose it in silence
+                    raise unread[above]
             raw[path] = text
-            _put(given, path, _parse_value(override, text))
+            unread.pop(path, None)
+            try:
+                value = _parse_value(override, text)
+            except ConfigError as error:
+                unread[path], value = error, text  # it may be for a field of text
+            _put(given, path, value)
         layers.append((COMMAND_LINE, given))
         layers.append(("the call", _merged({}, values or {})))
-        return _validated(cls, layers, raw)
+        return _validated(cls, layers, raw, unread)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -101,7 +113,10 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def _validated(
-    cls: type[ConfigT], layers: list[tuple[str, dict[str, Any]]], raw: dict[tuple[str, ...], str]
+    cls: type[ConfigT],
+    layers: list[tuple[str, dict[str, Any]]],
+    raw: dict[tuple[str, ...], str],
+    unread: Mapping[tuple[str, ...], ConfigError],
 ) -> ConfigT:
     values: dict[str, Any] = {}
     for _, layer in layers:
@@ -111,6 +126,10 @@ def _validated(
             return cls.model_validate(values)
         except ValidationError as error:
             details = error.errors(include_url=False)
+            for e in details:
+                is_mistyped = e["type"].endswith(("_type", "_parsing"))
+                if is_mistyped and (path := _path(e)) in unread and e["input"] == raw[path]:
+                    raise unread[path] from error
             as_text = {_path(e) for e in details if e["type"] in ("string_type", "path_type")} & set(raw)
             if last_try or not as_text:
                 raise ConfigError("; ".join(_explain(cls, e, layers) for e in details)) from error
@@ -203,9 +222,9 @@ def _split_override(override: str) -> tuple[tuple[str, ...], str]:
 def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise ConfigError(
-            f"given {override!r}, expected a YAML value after '=' ({_problem(error)}); quote it"
+            f"given {override!r}, expected a YAML value after '=' ({yaml_problem(error)}); quote it"
         ) from error
 
 
@@ -216,8 +235,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"given the config file {str(file)!r}, expected a YAML file; there is none there") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {str(file)!r} is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {str(file)!r} is not valid YAML: {_problem(error)}") from error
+    except YAML_ERRORS as error:
+        raise ConfigError(f"config file {str(file)!r} is not valid YAML: {yaml_problem(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -226,8 +245,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def yaml_problem(error: Exception) -> str:
+    """What PyYAML could not read, in one line."""
     if isinstance(error, yaml.MarkedYAMLError):
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         return f"{line}{error.problem}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if not isinstance(error, (yaml.YAMLError, ValueError)):
+        return "a value does not fit its tag"
     return " ".join(str(error).split())

@@ -103,6 +103,11 @@ class TopK:
         _check_rows(self.mass > 1 + MASS_SLACK, self.logprobs, "sums to more than 1", "probabilities")
 
 
+def opening(messages: Sequence[Message], index: int) -> str:
+    """What conversation `index` begins with, spaces and case aside; those that begin alike ask for the same."""
+    return " ".join(messages[0]["content"].lower().split()) if messages else f"{index}"
+
+
 @dataclass(eq=False)
 class Conversation:
     """One conversation of a dataset.

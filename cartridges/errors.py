@@ -30,6 +30,10 @@ class TooLong(InputError):
     """A text does not fit the model's window."""
 
 
+class OtherRun(InputError):
+    """A folder holds results of something else, which would be mixed with new ones."""
+
+
 class FormatError(CartridgesError):
     """An artifact written earlier is damaged or of another format."""
 

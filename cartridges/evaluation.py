@@ -52,10 +52,10 @@ NUM_TIMED, NUM_TIMED_TOKENS = 3, 24  # questions asked alone, and tokens of each
 class EvaluateConfig(Config):
     """How questions are asked."""
 
-    max_new_tokens: int = Field(160, gt=0)
-    max_items: int = Field(400, gt=0, description="a sample of the questions where there are more")
-    untrained: bool = True
-    seed: int = Field(0, ge=0)
+    max_new_tokens: int = Field(default=160, gt=0, description="of a reply")
+    max_items: int = Field(default=400, gt=0, description="a sample of the questions where there are more")
+    untrained: bool = Field(default=True, description="measure the slots as they were before training, too")
+    seed: int = Field(default=0, ge=0, description="of that sample")
 
 
 @dataclass

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from pydantic import Field
+
 from cartridges.config import Config
 from cartridges.corpus import Corpus
 
@@ -21,13 +23,15 @@ MASK = "[...]"
 class FilterConfig(Config):
     """Which verdicts drop a conversation; those switched off are still counted."""
 
-    duplicates: bool = True  # the same message twice about one chunk
-    empty: bool = True  # a reply without text
-    cut_off: bool = True  # a message or reply that ended at its limit
-    malformed: bool = True  # special tokens or roles within a text
-    untold: bool = False  # a reply that begins by saying that the text does not tell
-    # Spans of the chunk that read like instructions to the model: hidden from it, or the chunk not used at all.
-    instructions: Literal["mask", "drop", "keep"] = "mask"
+    duplicates: bool = Field(default=True, description="the same message twice about one chunk")
+    empty: bool = Field(default=True, description="a reply without text")
+    cut_off: bool = Field(default=True, description="a message or reply that ended at its limit")
+    malformed: bool = Field(default=True, description="special tokens or roles within a text")
+    untold: bool = Field(default=False, description="a reply that begins by saying that the text does not tell")
+    instructions: Literal["mask", "drop", "keep"] = Field(
+        default="mask",
+        description="spans that read like instructions to the model: hidden, the chunk not used, or left",
+    )
 
     def drops(self, verdict: str) -> bool:
         """Whether conversations with this verdict are dropped."""
@@ -35,14 +39,19 @@ class FilterConfig(Config):
         return {**switches, UNTOLD: self.untold}.get(verdict, True)
 
 
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S)
+# Some templates open the thoughts at the prompt's end, so that a reply holds their closing tag alone.
+_THOUGHTS = re.compile(
+    r"\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>|<think(?:ing)?>.*?</think(?:ing)?>",
+    re.S,
+)
 _LABEL = re.compile(
     r"^(?:\*\*)?(?:user|user's message|user message|message|question|prompt)(?:\*\*)?\s*:(?:\*\*)?\s+", re.I
 )
 _QUOTES = {'"': '"', "“": "”", "„": "“", "'": "'", "`": "`", "«": "»"}
+# A role alone on its line; as "model:" it may also be a key of YAML, which then opens an indented block.
 _ROLES = re.compile(
     r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?think(?:ing)?>"
-    r"|^(?:system|user|assistant|model)\s*:?\s*$",
+    r"|^(?:system|user|assistant|model)[^\S\n]*(?:$|:[^\S\n]*$(?!\s*\n[ \t]+\S))",
     re.I | re.M,
 )
 _UNTOLD = re.compile(
@@ -52,7 +61,8 @@ _UNTOLD = re.compile(
     r"|\bno (?:information|mention)\b",
     re.I,
 )
-_ITEM = re.compile(r"^\s*(?:\*\*)?(?:\(?\d{1,3}[.):]|[-*•])(?:\*\*)?\s+(.*)$")
+_NUMBERED = re.compile(r"^\s*(?:\*\*)?\(?\d{1,3}[.):](?:\*\*)?\s+(.*)$")
+_DASHED = re.compile(r"^\s*(?:\*\*)?[-*•](?:\*\*)?\s+(.*)$")
 _NOT_A_WORD = re.compile(r"[\W_]+")
 
 
@@ -76,19 +86,21 @@ def clean_message(text: str) -> str:
 
 
 def split_messages(text: str) -> list[str]:
-    r"""The messages of a text that was to hold several: numbered or dashed ones, else one a line.
+    r"""The messages of a text that was to hold several: numbered ones, else dashed ones, else one a line.
 
-    Lines without a number go on with the message above them; what stands before the first is left out.
+    Lines without such a mark, dashed ones among numbers too, go on with the message above them; what stands before the
+    first is left out.
 
     >>> split_messages("Here they are:\n1. Who is it?\n2) When\nand where?")
     ['Who is it?', 'When\nand where?']
     """
     lines = without_thoughts(text).splitlines()
-    if not any(_ITEM.match(line) for line in lines):
+    mark = next((mark for mark in (_NUMBERED, _DASHED) if any(map(mark.match, lines))), None)
+    if mark is None:
         return [message for line in lines if (message := clean_message(line))]
     messages: list[list[str]] = []
     for line in lines:
-        if item := _ITEM.match(line):
+        if item := mark.match(line):
             messages.append([item[1]])
         elif messages:
             messages[-1].append(line)

@@ -26,13 +26,14 @@ PIECE_LEN = 32  # tokens of each sampled piece of kind "chunks"
 class InitializeConfig(Config):
     """Where the slots' first values come from."""
 
-    kind: Literal["first_tokens", "text", "chunks", "random", "cartridge", "attention_matching", "kv_eviction"] = (
-        "first_tokens"
+    kind: Literal["first_tokens", "text", "chunks", "random", "cartridge", "attention_matching", "kv_eviction"] = Field(
+        default="first_tokens",
+        description="of the corpus; a text; sampled chunks; random vectors; a cartridge; compacted",
     )
-    text: str = Field("", description="what is read, for kind text")
-    cartridge: Path | None = Field(None, description="the folder of kind cartridge")
+    text: str = Field(default="", description="what is read, for kind text")
+    cartridge: Path | None = Field(default=None, description="the folder of kind cartridge")
     compact: CompactConfig = CompactConfig.resolve()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of sampled chunks and random vectors")
 
     @classmethod
     def told_by(cls, initializer: Mapping[str, Any]) -> Self:

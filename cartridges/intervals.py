@@ -1,11 +1,12 @@
 """95% intervals: of a mean, and of what two methods make of the same questions.
 
 They tell how far other questions about the same corpus could move a figure; other corpora, seeds and models are not in
-them. Few right-or-wrong scores that are all alike do not pass for certainty.
+them. Few scores that are all alike do not pass for certainty: half an observation of each right-or-wrong outcome is
+added to them. Right-or-wrong scores have the formulas of their own; graded ones take Student's t.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from cartridges.errors import InputError
 
 Z = 1.959964
 NUM_DRAWS = 4000
+# Degrees of freedom: the 97.5% point of Student's t.
+_STUDENT = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 8: 2.306, 10: 2.2281, 15: 2.1314}
+_STUDENT |= {30: 2.0423, 60: 2.0003, math.inf: Z}
 _OUTCOMES = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of a pair of right-or-wrong scores
 
 
@@ -23,49 +27,60 @@ def mean_of(scores: Sequence[float]) -> float:
     return float(sum(scores) / len(scores))
 
 
+def student(freedom: float) -> float:
+    """The 97.5% point of Student's t, within 0.002 of it: between the table's lines by the inverse of `freedom`."""
+    return float(np.interp(1 / freedom, [1 / df for df in reversed(_STUDENT)], list(reversed(_STUDENT.values()))))
+
+
+def is_binary(scores: Iterable[float]) -> bool:
+    """Whether all scores are right or wrong, none by degrees."""
+    return all(score in (0.0, 1.0) for score in scores)
+
+
 def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Bounds of the mean of scores in [0, 1], at 95%; the scores are taken for independent."""
+    """Bounds of the mean of scores in [0, 1], at 95%; the scores are taken for independent.
+
+    Wilson's for right-or-wrong scores; to graded ones half a right and half a wrong one are added.
+    """
     count, mean = len(scores), sum(scores) / len(scores)
-    if all(value in (0.0, 1.0) for value in scores):
+    if is_binary(scores):
         center = (mean + Z * Z / (2 * count)) / (1 + Z * Z / count)
         half = Z / (1 + Z * Z / count) * math.sqrt(mean * (1 - mean) / count + Z * Z / (4 * count * count))
-    elif count == 1:
-        return 0.0, 1.0
     else:
-        center, half = mean, Z * math.sqrt(sum((value - mean) ** 2 for value in scores) / max(1, count - 1) / count)
+        total = count + 1
+        center = (sum(scores) + 0.5) / total
+        variance = (sum(score * score for score in scores) + 0.5) / total - center**2
+        half = student(total - 1) * math.sqrt(variance / total)
     return max(0.0, center - half), min(1.0, center + half)
 
 
 def difference(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """The mean of a - b over pairs of scores in [0, 1], with its 95% bounds.
 
-    For right-or-wrong scores half a pair is added to each of the four outcomes (Agresti and Min 2005), so that few
-    pairs without a difference do not pass for certainty.
+    Half a pair is added to each of the four right-or-wrong outcomes (Agresti and Min 2005), so that few pairs without
+    a difference, or with the same one, do not pass for certainty.
     """
     count, gaps = len(pairs), [a - b for a, b in pairs]
-    mean = sum(gaps) / count
-    if all(score in (0.0, 1.0) for pair in pairs for score in pair):
-        num_won, num_lost, total = gaps.count(1.0) + 0.5, gaps.count(-1.0) + 0.5, count + 2
-        center = (num_won - num_lost) / total
-        half = Z * math.sqrt((num_won + num_lost) / total - center**2) / math.sqrt(total)
-    else:
-        center, half = mean, Z * math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / max(1, count - 1) / count)
+    mean, total = sum(gaps) / count, count + 2
+    center = sum(gaps) / total  # the outcomes' own gaps are 0, -1, 1 and 0
+    variance = (sum(gap * gap for gap in gaps) + 1) / total - center**2
+    factor = Z if is_binary(score for pair in pairs for score in pair) else student(total - 1)
+    half = factor * math.sqrt(variance) / math.sqrt(total)
     return mean, min(mean, max(-1.0, center - half)), max(mean, min(1.0, center + half))
 
 
 def ratio(pairs: Sequence[tuple[float, float]], seed: int = 0) -> tuple[float, float, float] | None:
     """The mean of a over that of b, over pairs of scores in [0, 1], with its 95% bounds; None where b is 0 in all.
 
-    Bayesian bootstrap (Rubin 1981): the pairs are weighed at random. To right-or-wrong scores half a pair is added for
-    each of the four outcomes, as in `difference`.
+    Bayesian bootstrap (Rubin 1981): the pairs are weighed at random. Half a pair is added for each of the four
+    right-or-wrong outcomes, as in `difference`.
     """
     scores = np.asarray(pairs, float)
     means = scores.mean(0)
     if not means[1]:
         return None
-    weights = np.ones(len(scores))
-    if np.isin(scores, (0.0, 1.0)).all():
-        scores, weights = np.concatenate([scores, _OUTCOMES]), np.concatenate([weights, np.full(len(_OUTCOMES), 0.5)])
+    weights = np.concatenate([np.ones(len(scores)), np.full(len(_OUTCOMES), 0.5)])
+    scores = np.concatenate([scores, _OUTCOMES])
     above, below = (np.random.default_rng(seed).dirichlet(weights, NUM_DRAWS) @ scores).T
     found = float(means[0] / means[1])
     low, high = np.percentile(above / below, (2.5, 97.5))

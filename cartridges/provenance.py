@@ -1,15 +1,18 @@
 """Where a result comes from: command, commit, versions and hardware, for every result file."""
 
 import datetime
+import hashlib
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("cartridges", "torch", "transformers", "tokenizers", "numpy")
+_DIFF = ("--no-ext-diff", "--no-textconv", "--full-index")  # whole digests, as of weights nothing else is in it
 
 
 def provenance() -> dict[str, object]:
@@ -38,24 +41,34 @@ def package_version(name: str) -> str | None:
         return None
 
 
+@cache
 def commit() -> str | None:
-    """The commit of this package's own checkout, with "+changes" where code differs from it.
+    """The commit of this package's own checkout, such as "074a7b0aa866+changes.1a2b3c4d" where code differs from it.
 
-    Result files and pages do not count: a long measurement writes them as it goes.
+    The last part tells one state of changed code from another. Result files and pages do not count: a long measurement
+    writes them as it goes. Asked once a process, as what is changed later does not run in it.
     """
-    root = Path(__file__).parent.parent
+    return commit_of(Path(__file__).parent)
+
+
+def commit_of(package: Path) -> str | None:
+    """The commit of the checkout that has the folder `package` at its top, None where there is none."""
+    root = package.parent
     if not (root / ".git").exists():  # installed, perhaps into an environment inside of another checkout
         return None
     try:
         found = _git(root, "describe", "--always", "--abbrev=12", "--exclude=*")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml", "*.safetensors")
-        return found + "+changes" * bool(changed)
+        changes = _git(root, "diff", "HEAD", *_DIFF, "--", "*.py", "*.yaml", "*.safetensors")
+        names = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", f"{package.name}/*.py")
+        for name in filter(None, names.split(b"\0")):
+            changes += b"\0" + name + b"\0" + (root / os.fsdecode(name)).read_bytes()
+        return found.decode() + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+def _git(root: Path, *arguments: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True, timeout=10)
     return done.stdout.strip()
 
 

@@ -13,38 +13,46 @@ class TrainConfig(Config):
     """One training run. A step is `rows_per_step` packed rows of `row_len` tokens."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    slots: int = Field(1024, gt=0)
-    frozen_slots: int = Field(1, ge=0, description="slots that stay as initialised; the first keeps the sink")
-    train_bias: bool = Field(False, description="a bias for each slot's attention scores is trained too")
+    slots: int = Field(default=1024, gt=0, description="keys and values of so many tokens")
+    frozen_slots: int = Field(default=1, ge=0, description="slots that stay as initialised; the first keeps the sink")
+    train_bias: bool = Field(default=False, description="a bias for each slot's attention scores is trained too")
     initialize: InitializeConfig = InitializeConfig.resolve()
     objective: Literal["distill", "next_token", "text"] = Field(
-        "distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
+        default="distill", description="the teacher's distributions; the conversations' tokens; or the corpus' own text"
     )
-    trained: Literal["both", "keys", "values"] = Field("both", description="which part of the slots; the rest stays")
-    lr: float = Field(2e-2, gt=0, le=1e18, description="of keys and of a bias, and times values_lr_ratio of values")
-    values_lr_ratio: float = Field(1.0, gt=0, le=1e18, description="values are larger than keys and may move further")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    warmup_steps: int = Field(20, ge=0)
-    final_lr_ratio: float = Field(0.02, ge=0, le=1, description="of lr, at the end of the linear decay")
-    epochs: int = Field(1, gt=0)
-    max_steps: int | None = Field(None, gt=0, description="instead of epochs")
-    row_len: int = Field(4096, gt=7, description="tokens of a packed row")
-    rows_per_step: int = Field(8, gt=0, description="gradients of so many rows are accumulated")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no limit")
+    trained: Literal["both", "keys", "values"] = Field(
+        default="both", description="which part of the slots; the rest stays"
+    )
+    lr: float = Field(
+        default=2e-2, gt=0, le=1e18, description="of keys and of a bias, and times values_lr_ratio of values"
+    )
+    values_lr_ratio: float = Field(
+        default=1.0, gt=0, le=1e18, description="values are larger than keys and may move further"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="of Adam")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="of Adam")
+    warmup_steps: int = Field(default=20, ge=0, description="in which the rate rises")
+    final_lr_ratio: float = Field(default=0.02, ge=0, le=1, description="of lr, at the end of the linear decay")
+    epochs: int = Field(default=1, gt=0, description="over the conversations")
+    max_steps: int | None = Field(default=None, gt=0, description="instead of epochs")
+    row_len: int = Field(default=4096, gt=7, description="tokens of a packed row")
+    rows_per_step: int = Field(default=8, gt=0, description="gradients of so many rows are accumulated")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 for no limit")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of matrix products; auto: bf16 where the device is fast at it"
+        default="auto", description="of matrix products; auto: bf16 where the device is fast at it"
     )
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass, to save memory")
-    holdout_share: float = Field(0.05, ge=0, lt=1, description="of the conversations, to find the best step")
-    eval_every: int = Field(50, gt=0)
-    patience: int = Field(0, ge=0, description="stop after so many worse measurements in a row; 0 for never")
-    keep_best: bool = True
-    save_every: int = Field(100, gt=0)
-    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    log_every: int = Field(10, gt=0)
-    trackers: list[str] = Field([], description="of accelerate: wandb, tensorboard, trackio, ...")
-    seed: int = Field(0, ge=0)
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass, to save memory")
+    holdout_share: float = Field(default=0.05, ge=0, lt=1, description="of the conversations, to find the best step")
+    eval_every: int = Field(default=50, gt=0, description="steps, for the held-out loss")
+    patience: int = Field(default=0, ge=0, description="stop after so many worse measurements in a row; 0 for never")
+    keep_best: bool = Field(
+        default=True, description="the slots that did best on held-out conversations; else the last"
+    )
+    save_every: int = Field(default=100, gt=0, description="steps, for a checkpoint")
+    save_dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of the finished cartridge")
+    log_every: int = Field(default=10, gt=0, description="steps, for a line of the metrics")
+    trackers: list[str] = Field(default=[], description="of accelerate: wandb, tensorboard, trackio, ...")
+    seed: int = Field(default=0, ge=0, description="of the order of rows, and of what is held out")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},

@@ -274,7 +274,9 @@ def covered(coverage: Mapping[str, Any], study: Mapping[str, Any]) -> list[Block
             items.append(f"{name}: {', '.join(map(str, value))}")
     asked_for, kept = study.get("num_conversations"), study.get("num_kept")
     if isinstance(asked_for, int) and isinstance(kept, int):
-        items.append(f"conversations: {kept:,} kept of {asked_for:,}")
+        openings = study.get("num_openings")
+        repeats = f", with {openings:,} different first messages" if isinstance(openings, int) else ""
+        items.append(f"conversations: {kept:,} kept of {asked_for:,}{repeats}")
     for key, title in (
         ("dropped", "conversations dropped"),
         ("noted", "noted, not dropped"),

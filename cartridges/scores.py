@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from cartridges.config import YAML_ERRORS
+
 if TYPE_CHECKING:
     from sacrebleu.metrics.chrf import CHRF
 
@@ -50,12 +52,10 @@ def concludes(reply: str, golds: tuple[str, ...]) -> bool:
 def is_record(reply: str, golds: tuple[str, ...]) -> bool:
     """Whether the reply is JSON or YAML with just the keys and values of the gold record (JSON)."""
     try:
-        given, wanted = yaml.safe_load(reply), json.loads(golds[0])
-    except (ValueError, yaml.YAMLError):
+        parts = yaml.safe_load(reply), json.loads(golds[0])
+        records = [{str(key): str(value) for key, value in part.items()} for part in parts if isinstance(part, dict)]
+    except YAML_ERRORS:
         return False
-    records = [
-        {str(key): str(value) for key, value in part.items()} for part in (given, wanted) if isinstance(part, dict)
-    ]
     return len(records) == 2 and records[0] == records[1]
 
 

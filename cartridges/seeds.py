@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from cartridges.config import YAML_ERRORS, yaml_problem
 from cartridges.errors import ConfigError, InputError, unknown_name
 
 GENERAL = "general"  # the kind of conversations that have nothing to do with the corpus
@@ -109,8 +110,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"the seed file {str(file)!r} is not UTF-8 text; save it as UTF-8") from error
     try:
         values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except YAML_ERRORS as error:  # JSON's are among them
+        reason = yaml_problem(error)
         kind = "JSON" if file.suffix == ".json" else "YAML"
         raise InputError(f"the seed file {str(file)!r} is not valid {kind}: {reason}; mend it") from error
     if not isinstance(values, dict) or not values:

@@ -34,34 +34,42 @@ WINDOW_SLACK = 16  # tokens by which a chunk may grow when it is tokenized withi
 class SpeakerConfig(Config):
     """How one of the two speakers writes."""
 
-    temperature: float = Field(0.0, ge=0, description="0 for greedy")
+    temperature: float = Field(default=0.0, ge=0, description="0 for greedy")
     top_p: float = Field(default=1.0, gt=0, le=1, description="draw among the fewest tokens with this mass together")
-    max_new_tokens: int = Field(1024, gt=0)
+    max_new_tokens: int = Field(default=1024, gt=0, description="of one message or answer")
 
 
 class SynthesizeConfig(Config):
     """The conversations to be made. The defaults are the paper's."""
 
-    seed: int = 0
-    num_conversations: int = Field(8192, gt=0, description="may grow when a run is taken up again")
-    conversations_per_chunk: int = Field(16, gt=0, description="about one chunk, which is then read once")
+    seed: int = Field(default=0, description="of the whole run")
+    num_conversations: int = Field(default=8192, gt=0, description="may grow when a run is taken up again")
+    conversations_per_chunk: int = Field(default=16, gt=0, description="about one chunk, which is then read once")
     chunk: ChunkConfig = ChunkConfig(kind="tokens", min_len=512, max_len=4096)
-    seed_set: str = Field("default", description="default or pocket")
-    seed_file: Path | None = Field(None, description="YAML or JSON: kinds of seed prompts to add or to replace")
-    seed_kinds: list[str] | None = Field(None, description="use these kinds only, and those of the seed_file")
+    seed_set: str = Field(default="default", description="default or pocket")
+    seed_file: Path | None = Field(default=None, description="YAML or JSON: kinds of seed prompts to add or to replace")
+    seed_kinds: list[str] | None = Field(default=None, description="use these kinds only, and those of the seed_file")
     passage_len: int = Field(
-        0, ge=0, description="least characters of the passage that a message is bound to; 0: to none, as in the paper"
+        default=0,
+        ge=0,
+        description="least characters of the passage that a message is bound to; 0: to none, as in the paper",
     )
-    rounds: int = Field(1, gt=0, description="messages with their answers in a conversation, at most")
+    rounds: int = Field(default=1, gt=0, description="messages with their answers in a conversation, at most")
     question: SpeakerConfig = SpeakerConfig(temperature=0.6, max_new_tokens=512)
     answer: SpeakerConfig = SpeakerConfig(temperature=0.0, max_new_tokens=1024)
-    questions_per_call: int = Field(1, gt=0, description="messages that speaker A writes at once")
-    thinking_share: float = Field(0.0, ge=0, le=1, description="of the conversations; for models that can think")
-    top_k: int = Field(20, gt=0, description="entries of the teacher's distributions that are kept")
-    question_logprobs: bool = Field(False, description="learn the messages too, and not just the answers")
-    description: str = Field("", description="what the corpus is, in a few words; by default its files are named")
-    general_share: float = Field(0.05, ge=0, le=1, description="of the conversations, about anything but the corpus")
-    batch_size: int = Field(64, gt=0, description="conversations made at once and written as one shard")
+    questions_per_call: int = Field(default=1, gt=0, description="messages that speaker A writes at once")
+    thinking_share: float = Field(
+        default=0.0, ge=0, le=1, description="of the conversations; for models that can think"
+    )
+    top_k: int = Field(default=20, gt=0, description="entries of the teacher's distributions that are kept")
+    question_logprobs: bool = Field(default=False, description="learn the messages too, and not just the answers")
+    description: str = Field(
+        default="", description="what the corpus is, in a few words; by default its files are named"
+    )
+    general_share: float = Field(
+        default=0.05, ge=0, le=1, description="of the conversations, about anything but the corpus"
+    )
+    batch_size: int = Field(default=64, gt=0, description="conversations made at once and written as one shard")
     filters: FilterConfig = FilterConfig()
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cartridges.clients.base import Client
+from cartridges.conversation import opening
 from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset, DatasetWriter
 from cartridges.errors import ConfigError, FormatError, InputError, InterruptedRun
@@ -271,17 +272,19 @@ class Run:
         dataset = Dataset.load(self.folder)
         if self.was_finished:
             return dataset
-        coverage, kinds = Coverage(self.corpus), Counter[str]()
+        coverage, kinds, openings = Coverage(self.corpus), Counter[str](), set[str]()
         for conversation in dataset.conversations:
             texts = [message["content"] for message in conversation.messages]
             coverage.add(conversation.document, conversation.start, conversation.stop, texts)
             kinds[conversation.seed_kind] += 1
+            openings.add(opening(conversation.messages, conversation.index))
         about = {
             **self.about,
             "is_finished": True,
             "dataset_digest": dataset.digest,
             "num_conversations": self.config.num_conversations,
             "num_kept": len(dataset.conversations),
+            "num_openings": len(openings),
             "num_by_kind": dict(sorted(kinds.items())),
             "dropped": self.totals("dropped"),
             "noted": self.totals("noted"),

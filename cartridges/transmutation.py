@@ -35,18 +35,24 @@ class TransmuteConfig(Config):
     """How conversations become an adapter."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    method: Literal["bias", "mean", "ridge", "down"] = "down"
-    layers: list[int] | None = Field(None, description="which to patch; all of them if not given")
-    ridge: float = Field(0.03, ge=0, description="in units of an input's mean square")
-    rank: int | None = Field(None, gt=0, description="of each delta; full if not given")
-    output_bias: bool = Field(False, description="with method down, a bias beside the matrix; no LoRA in vLLM has one")
-    tokens: Literal["answer", "conversation"] = Field(
-        "answer", description="fit where the answer is predicted, or at every token that both sides read"
+    method: Literal["bias", "mean", "ridge", "down"] = Field(
+        default="down", description="what is solved for, of an MLP"
     )
-    general_weight: float = Field(1.0, ge=0, description="of tokens off the corpus, where nothing should change")
-    row_len: int = Field(4096, gt=0, description="tokens that are read at once, beside the chunk")
-    max_conversations: int | None = Field(None, gt=0, description="of each dataset")
-    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    layers: list[int] | None = Field(default=None, description="which to patch; all of them if not given")
+    ridge: float = Field(default=0.03, ge=0, description="in units of an input's mean square")
+    rank: int | None = Field(default=None, gt=0, description="of each delta; full if not given")
+    output_bias: bool = Field(
+        default=False, description="with method down, a bias beside the matrix; no LoRA in vLLM has one"
+    )
+    tokens: Literal["answer", "conversation"] = Field(
+        default="answer", description="fit where the answer is predicted, or at every token that both sides read"
+    )
+    general_weight: float = Field(
+        default=1.0, ge=0, description="of tokens off the corpus, where nothing should change"
+    )
+    row_len: int = Field(default=4096, gt=0, description="tokens that are read at once, beside the chunk")
+    max_conversations: int | None = Field(default=None, gt=0, description="of each dataset")
+    save_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the deltas")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "pocket": {}}
 

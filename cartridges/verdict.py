@@ -20,7 +20,7 @@ from cartridges.report_table import (
     points,
     seconds_text,
 )
-from cartridges.results import FULL, NONE, TRUNCATED, UNTRAINED, MethodResult, Results
+from cartridges.results import DOCUMENT, FULL, NONE, TRUNCATED, UNTRAINED, MethodResult, Results
 
 LOW_ACCURACY = 0.5  # of the reference, below which it tells little about a cartridge
 CLOSE = 0.05  # between no context and the reference, below which the questions hardly need the corpus
@@ -175,11 +175,16 @@ def question_remarks(results: Results, row: MethodResult) -> list[str]:
 
 
 def rivals(results: Results, row: MethodResult) -> list[tuple[MethodResult, str]]:
-    """The methods that a cartridge has to beat, in words: text of the same bytes, itself untrained, no context."""
+    """The methods beside which a cartridge has to stand, in words, where they were measured.
+
+    Text of the same bytes, itself untrained, no context; and the document that answers, where it is no reference.
+    """
     rows = {other.method: other for other in results.methods}
     size = next((rows[name] for name in rows if name == f"{TRUNCATED}-{row.num_slots}"), None)
     untrained = rows.get(f"{UNTRAINED}-{row.method.partition('-')[2]}")
+    oracle = None if results.reference == DOCUMENT else rows.get(DOCUMENT)
     found = [
+        (oracle, "reading just the document that answers (an oracle)"),
         (size, f"the beginning of the corpus as plain text of {row.num_slots} tokens"),
         (untrained, "the same slots before training"),
         (rows.get(NONE), "no context at all"),

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from configuration_tables import configuration
 from serving_tables import (
     MEASURED,
     pictures,
@@ -136,7 +137,7 @@ def training_step(name: str = "training_step") -> str:
     about = f"Model {found['model']}, {found['conversations']} conversations of {found['tokens']:,} tokens, "
     about += f"{found['slots']:,} slots, "
     about += f"{found['context']:,} tokens of context; fastest by fastest: {'; '.join(told)}. {origin}"
-    return "\n\n".join([table(["side", "a step", "tokens/s", "peak memory, MB"], rows), about])
+    return "\n\n".join([table(["side", "a step", "tokens/s", "memory of the step, MB"], rows), about])
 
 
 def with_half(rows: list[dict[str, Any]], part: dict[str, Any]) -> str:
@@ -169,6 +170,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "training_step": training_step,
     "training_step_cuda": partial(training_step, "training_step_llama-3.1-8b"),
     "claims": claims,
+    "configuration": configuration,
     "serving_peft": serving_peft,
     "serving_contexts": serving_contexts,
     "serving_first_token": serving_first_token,

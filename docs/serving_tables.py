@@ -108,12 +108,15 @@ def over_full_context(rows: Sequence[dict[str, Any]]) -> str:
     """How many times the tokens/s of long full contexts there are behind cartridges of the middle size."""
     long = min((row for row in rows if row["kind"] == "full context" and row["length"] >= 32768), key=_length)
     told = []
-    for kind in ("one cartridge", "cartridge each"):
+    for kind in ("cartridge each", "one cartridge"):
         found = sorted((row for row in rows if row["kind"] == kind), key=_length)
         row = found[len(found) // 2]
         times = row["tokens_per_s"] / long["tokens_per_s"]
-        told.append(f"behind {KINDS[kind]} of {row['length']:,} slots {times:.1f} times")
-    return f"Of the tokens/s behind {long['length']:,} tokens of full context: {', '.join(told)}."
+        told.append(f"{KINDS[kind]} of {row['length']:,} slots ({row['batch']} at once) {times:.1f} times the tokens/s")
+    return (
+        f"Beside {long['length']:,} tokens of full context for each request, of which {long['batch']} are answered at "
+        f"once: {', '.join(told)}."
+    )
 
 
 def serving_gain() -> str:

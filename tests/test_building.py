@@ -334,8 +334,13 @@ def test_heldout_questions_are_about_the_corpus_and_not_trained_on(made):
     assert items and {item.document for item in items} <= set(PATHS)
     assert all(not item.golds for item in items)
     asked = [talk.messages[0]["content"] for talk in heldout.conversations if talk.document]
-    assert [item.question for item in items] == asked
-    assert len(training.conversations) + len(heldout.conversations) == len(made.build.dataset.conversations)
+    assert [item.question for item in items] == list(dict.fromkeys(asked))
+    assert not {talk.messages[0]["content"] for talk in training.conversations} & set(asked)
+    cartridge = made.build.cartridges[8]
+    assert heldout_items(made.build.dataset, cartridge) == items, "a cartridge tells what was held out for it"
+    other = Cartridge(cartridge.keys, cartridge.values, cartridge.manifest.model_copy(update={"training": {}}))
+    with pytest.raises(InputError, match="given a cartridge that was not trained, expected one of `train`"):
+        heldout_items(made.build.dataset, other)
 
 
 def fact_of(question: str) -> object:

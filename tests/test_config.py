@@ -72,6 +72,11 @@ def test_override_of_one_nested_key_keeps_its_siblings():
         ("name=1.10", "name", "1.10"),
         ("name=a=b", "name", "a=b"),
         ("name=on", "name", "on"),
+        ("name={{TEXT}}", "name", "{{TEXT}}"),
+        ("name=2024-02-30", "name", "2024-02-30"),
+        ("name=[draft", "name", "[draft"),
+        ("name=" + "[" * 700, "name", "[" * 700),
+        ("output={{TEXT}}", "output", Path("{{TEXT}}")),
     ],
 )
 def test_override_values(override, field, value):
@@ -127,6 +132,35 @@ def test_override_without_a_key(override):
 
 def test_override_with_broken_yaml():
     assert "expected a YAML value after '='" in refused("optimizer.betas=[1, 2")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("{{N}}", "line 1: found unhashable key"),
+        ("2024-02-30", "day is out of range for month"),
+        ("!!bool x", "a value does not fit its tag"),
+        ("!!int ''", "a value does not fit its tag"),
+        ("!!timestamp x", "a value does not fit its tag"),
+        ("[" * 700, "it is nested too deep"),
+    ],
+)
+def test_what_yaml_cannot_read_is_told_in_one_line(tmp_path, value, problem):
+    for key in ("seed", "limit", "optimizer", "optimizer.betas"):
+        override = f"{key}={value}"
+        assert refused(override) == f"given {override!r}, expected a YAML value after '=' ({problem}); quote it"
+    file = tmp_path / "train.yaml"
+    file.write_text(f"seed: {value}\n")
+    assert f"is not valid YAML: {problem}" in refused(file=file)
+
+
+def test_the_last_override_of_a_field_is_the_one_that_is_judged():
+    assert Train.resolve(overrides=["seed={{N}}", "seed=3"]).seed == 3
+    assert refused("seed={{N}}", "seed=abc").startswith("'seed': given 'abc'")
+    assert "expected a YAML value after '='" in refused("optimizer={{N}}", "optimizer.lr=1")
+    assert refused("name={{a/b}}").startswith(
+        "'name': given '{{a/b}}' (from the command line), expected a name without"
+    )
 
 
 def test_missing_value_says_how_to_give_it():

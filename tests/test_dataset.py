@@ -1,6 +1,5 @@
 import hashlib
 import json
-import random
 import struct
 import subprocess
 import sys
@@ -11,28 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cartridges.conversation import Conversation, TopK
-from cartridges.dataset import ROWS_PER_GROUP, VERSION_KEY, Dataset, DatasetWriter
+from cartridges.dataset import Dataset, DatasetWriter
 from cartridges.errors import FormatError, InputError
-
-
-def make(index: int, num_top: int = 3, num_targets: int | None = None) -> Conversation:
-    rng = np.random.default_rng(index)
-    num_targets = int(rng.integers(0, 6)) if num_targets is None else num_targets
-    ids = np.array([rng.permutation(50)[:num_top] for _ in range(num_targets)], np.int32).reshape(-1, num_top)
-    logprobs = -np.sort(rng.uniform(2, 9, size=(num_targets, num_top)), axis=1)
-    return Conversation(
-        index=index,
-        messages=[{"role": "user", "content": f"Who is № {index}?\n"}, {"role": "assistant", "content": "Nobody. 🙂"}],
-        token_ids=rng.integers(0, 50, size=num_targets + 2),
-        target_positions=np.arange(num_targets) + 2,
-        teacher=TopK(ids, logprobs),
-        document="" if index % 3 == 0 else f"docs/{index % 5}.md",
-        start=index,
-        stop=index + 100,
-        seed_kind="question",
-        num_prompt_tokens=2**33 + index,
-        num_new_tokens=num_targets,
-    )
+from cartridges.shards import ROWS_PER_GROUP, VERSION_KEY
+from tests.conversations import make, refused, written
 
 
 @pytest.fixture
@@ -42,22 +23,7 @@ def conversations():
 
 @pytest.fixture
 def folder(tmp_path, conversations):
-    """Three shards, written out of order, of conversations out of order."""
-    writer = DatasetWriter(tmp_path / "data")
-    mixed = random.Random(0).sample(conversations, len(conversations))
-    for number in (2, 0, 11):
-        writer.write_shard(number, [mixed.pop() for _ in range(13 if number else 14)])
-    assert not mixed
-    Dataset.save_manifest(writer.folder, {"num_kept": 40, "model": {"model_id": "pocket – é"}})
-    return writer.folder
-
-
-def refused(kind, action, *given, **options) -> str:
-    with pytest.raises(kind) as caught:
-        action(*given, **options)
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return written(tmp_path / "data", conversations)
 
 
 def test_what_is_written_is_read(folder, conversations):
@@ -218,6 +184,17 @@ def test_split_is_stable_when_the_dataset_grows(conversations):
     assert {each.index for each in large.conversations} < {each.index for each in wider.conversations}
 
 
+def test_those_that_ask_the_same_are_on_one_side_of_a_split(conversations, tmp_path):
+    for talk in conversations:
+        asked = f"Who is  № {talk.index % 7}?" if talk.index % 2 else f"who IS № {talk.index % 7}?\n"
+        talk.messages[0] = {"role": "user", "content": asked}
+    DatasetWriter(tmp_path).write_shard(0, conversations)
+    for dataset in (Dataset.load(tmp_path), Dataset.from_conversations(conversations)):
+        for seed in (0, 1):
+            train, heldout = ({talk.index % 7 for talk in side.conversations} for side in dataset.split(0.5, seed))
+            assert train and heldout and not train & heldout
+
+
 def test_split_of_a_split_and_its_ends(folder):
     dataset = Dataset.load(folder)
     train, _ = dataset.split(0.3, 0)
@@ -253,104 +230,6 @@ def test_a_save_into_another_dataset_is_refused(folder, conversations):
     assert "expected a folder without shards" in refused(
         InputError, Dataset.from_conversations(conversations).save, folder
     )
-
-
-@pytest.mark.parametrize("share", [0.5, 0.99])
-def test_a_shard_cut_short_is_told(folder, share):
-    path = folder / "shard-00002.parquet"
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    for action in (Dataset.load, lambda folder: DatasetWriter(folder).shards()):
-        message = refused(FormatError, action, folder)
-        assert message.startswith(f"{path} is damaged, perhaps cut short (Arrow")
-        assert message.endswith("delete it, and synthesize into this folder again to make it anew")
-
-
-def test_a_flipped_bit_is_told(folder):
-    path = folder / "shard-00002.parquet"
-    content = bytearray(path.read_bytes())
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    column = next(each for each in columns if each.path_in_schema.startswith("teacher_logprobs"))
-    content[column.data_page_offset + column.total_compressed_size - 5] ^= 1
-    path.write_bytes(content)
-    message = refused(FormatError, lambda: Dataset.load(folder).digest)
-    assert message.startswith(f"{path} is damaged")
-
-
-def test_what_is_no_parquet_is_told(tmp_path):
-    for content in (b"", b"hello, this is text"):
-        path = tmp_path / "shard-00000.parquet"
-        path.write_bytes(content)
-        assert refused(FormatError, Dataset.load, path) == (
-            f"{path}: is no Parquet file; expected one that a dataset was written to"
-        )
-
-
-def rewritten(folder, change) -> str:
-    path = folder / "shard-00000.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
-    return refused(FormatError, lambda: list(Dataset.load(path).conversations)).removeprefix(f"{path}: ")
-
-
-def replaced(name, values):
-    def change(table):
-        return table.set_column(table.schema.get_field_index(name), name, values(table))
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (
-            lambda table: table.drop_columns(["teacher_ids", "stop"]),
-            "lacks the columns teacher_ids, stop; expected a dataset of conversations",
-        ),
-        (
-            lambda table: pa.table({"text": ["a"]}),
-            "lacks the columns index, messages, token_ids, target_positions, teacher_k, teacher_ids, teacher_logprobs, "
-            "document, start, stop, seed_kind, num_prompt_tokens, num_new_tokens; expected a dataset of conversations",
-        ),
-        (
-            replaced("index", lambda table: table["index"].cast(pa.int32())),
-            "has the column index of type int32, expected int64",
-        ),
-        (
-            lambda table: table.replace_schema_metadata({VERSION_KEY: b"9"}),
-            "is of schema version 9, expected 1; read it with the version of cartridges that wrote it",
-        ),
-        (
-            replaced("index", lambda table: pa.array([None] * len(table), pa.int64())),
-            "has missing values in the column index, expected numbers",
-        ),
-        (
-            replaced("token_ids", lambda table: pa.array([[None]] * len(table), pa.list_(pa.int32()))),
-            "has missing values in the column token_ids, expected numbers",
-        ),
-        (
-            replaced("document", lambda table: pa.array([None] * len(table), pa.string())),
-            "document is None, expected a text; make it anew",
-        ),
-        (
-            replaced("teacher_k", lambda table: pa.array([64] * len(table), pa.int32())),
-            "logprobs, expected as many of each, in rows of teacher_k=64",
-        ),
-        (
-            replaced("target_positions", lambda table: pa.array([[0]] * len(table), pa.list_(pa.int32()))),
-            "has target positions from 0 to 0, expected them within 1 to",
-        ),
-    ],
-)
-def test_other_content_is_told(folder, change, expected):
-    assert expected in rewritten(folder, change)
-
-
-def test_more_columns_do_no_harm(folder):
-    path = folder / "shard-00000.parquet"
-    table = pq.read_table(path)
-    digest = Dataset.load(path).digest
-    pq.write_table(table.append_column("score", pa.array([0.5] * len(table))), path)
-    assert Dataset.load(path).digest == digest
 
 
 def test_two_conversations_of_one_number_are_told(folder):

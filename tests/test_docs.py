@@ -79,6 +79,13 @@ def test_generated_parts_are_those_of_the_result_files():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_field_of_the_configuration_is_described():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert {"`num_conversations`", "`lr`", "`initialize.compact.keys`", "`kv_tokens_total`"} <= {row[0] for row in rows}
+    assert [row for row in rows if len(row) < 2 or row[-1].startswith("None") or not row[-1].strip()] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command):
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

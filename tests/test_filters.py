@@ -35,6 +35,7 @@ from cartridges.filters import (
         ("User: Who is it?", "Who is it?"),
         ('**Message:** "Who is it?"', "Who is it?"),
         ("<think>\nlet me see\n</think>\n\nWho is it?", "Who is it?"),
+        ("let me see\n</think>\n\nWho is it?", "Who is it?"),  # the template opened the thoughts
         ('"A" or "B"?', '"A" or "B"?'),  # quotes that are not around the whole
         ("user names: what are they?", "user names: what are they?"),
         ('"', '"'),
@@ -53,6 +54,7 @@ def test_messages_are_cleaned(text, message):
         "**1.** One?\n**2.** Two?\n**3.** Three?",
         "One?\nTwo?\n\nThree?",
         "<think>1. no</think>(1) One?\n(2) Two?\n(3) Three?",
+        "1. no\n</think>\n1. One?\n2. Two?\n3. Three?",
     ],
 )
 def test_several_messages_are_told_apart(text):
@@ -62,6 +64,8 @@ def test_several_messages_are_told_apart(text):
 def test_a_message_may_have_several_lines():
     assert split_messages("1. Translate:\nHello\n2. Two?") == ["Translate:\nHello", "Two?"]
     assert split_messages("") == []
+    table = "Give me a table of the patients with these columns:\n- name\n- room"
+    assert split_messages(f"1. {table}\n2. Who treats Ada?\n3. When?") == [table, "Who treats Ada?", "When?"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,11 @@ def test_a_message_may_have_several_lines():
         ("Who?\nassistant\nIt is me.", False, MALFORMED),
         ("Who?\nAssistant:\nIt is me.", False, MALFORMED),
         ("<think>Hm", False, MALFORMED),
+        ("Who?\nmodel\n  It is me.", False, MALFORMED),
+        ("Who?\nAssistant:\n\nIt is me.", False, MALFORMED),
+        ("Who?\nuser:", False, MALFORMED),
         ("Is the user an assistant: yes or no?", False, None),
+        ("Is this right?\nsystem:\n  beds: 9", False, None),
         ("誰ですか", False, None),
     ],
 )
@@ -93,6 +101,12 @@ def test_messages_are_judged(message, cut_off, verdict):
         (" \n", [5, 2], False, EMPTY),
         ("<think>Hm.</think>\n", [5, 2], False, EMPTY),
         ("<think>Hm.</think>\nIt is me.", [5, 2], False, None),
+        ("Hm.\n</think>\n\nIt is me.", [5, 2], False, None),
+        ("Hm.\n</think>\n", [5, 2], False, EMPTY),
+        ("Hm.</think>It is me.</think>Or not.", [5, 2], False, MALFORMED),
+        ("<think>Hm.</think>It is me.</think>Or not.", [5, 2], False, MALFORMED),
+        ("model:\n  name: T-100", [5, 2], False, None),  # YAML
+        ("user:\r\n\n  name: Ada\nmodel: T-100", [5, 2], False, None),
         ("It is me.", [5, 1, 6, 2], False, MALFORMED),  # a special id that the text does not show
         ("It is me.\nuser\nWho?", [5, 2], False, MALFORMED),
         ("The room of Pafin is not told in the text.", [5, 2], False, UNTOLD),

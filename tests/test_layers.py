@@ -28,8 +28,8 @@ LAYERS: list[tuple[str, list[str]]] = [
         [
             *(
                 f"cartridges.{name}"
-                for name in "corpus chunking passages seeds template conversation dataset cartridge adapter results "
-                "questions find ledger scores".split()
+                for name in "corpus chunking passages seeds template conversation shards dataset cartridge adapter "
+                "results questions find ledger scores".split()
             ),
             "cartridges.pocket",
             "cartridges.pocket.*",

@@ -30,6 +30,11 @@ from cartridges.questions import RULES, Item, read_items, write_items
         ("record", ('{"age": "5"}',), "age: 6", False),
         ("record", ('{"age": "5"}',), "{: [", False),
         ("record", ('{"age": "5"}',), "five", False),
+        ("record", ('{"age": "5"}',), "[" * 700, False),
+        ("record", ('{"age": "5"}',), "age: !!bool x", False),
+        ("record", ('{"age": "5"}',), "age: !!int ''", False),
+        ("record", ('{"age": "5"}',), "age: !!timestamp x", False),
+        ("record", ('{"age": "5"}',), "age: 0x" + "f" * 6000, False),
     ],
 )
 def test_rules(match, gold, reply, right):

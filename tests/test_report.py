@@ -105,7 +105,8 @@ def test_the_page_is_one_file_for_light_dark_and_narrow_screens(tmp_path):
 def test_the_card_and_the_page_say_the_same(tmp_path):
     results = some_results(about={"num_documents": 3, "num_tokens": 2000, "window": 4096, "num_cut": 1, "digest": "ab"})
     coverage = {"character_ratio": 0.9875, "salient_ratio": 1, "num_salient_spans": 812}
-    study = {"num_conversations": 1024, "num_kept": 1000, "dropped": {"cut_off": 24}, "num_by_kind": {"use_case": 1000}}
+    study = {"num_conversations": 1024, "num_kept": 1000, "num_openings": 640, "dropped": {"cut_off": 24}}
+    study["num_by_kind"] = {"use_case": 1000}
     card, html, _ = report_of(tmp_path, results, coverage=coverage, study=study)
     seen = [Page(MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])).text, Page(html).text]
     for text in seen:
@@ -116,7 +117,7 @@ def test_the_card_and_the_page_say_the_same(tmp_path):
             "3 documents; 2,000 tokens",
             "One reply was cut off at the limit",
             "98.8%",
-            "1,000 kept of 1,024",
+            "1,000 kept of 1,024, with 640 different first messages",
             "24 cut off",
             "1,000 use case",
             "synthesize 5,000 700 60.0 48.0%",

@@ -110,6 +110,9 @@ def test_the_digest_is_of_texts_and_not_of_names(tmp_path):
         ("- a\n- b\n", "holds a list, expected 'kind:"),
         ("", "holds nothing"),
         ("a: [b\n", "is not valid YAML"),
+        ("a: 2024-02-30\n", "is not valid YAML: day is out of range for month; mend it"),
+        ("a: !!bool x\n", "is not valid YAML: a value does not fit its tag; mend it"),
+        ("a: " + "[" * 700, "is not valid YAML: it is nested too deep; mend it"),
     ],
 )
 def test_a_file_with_mistakes_is_refused(tmp_path, content, message):

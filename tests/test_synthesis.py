@@ -42,6 +42,7 @@ def test_the_manifest_tells_where_the_dataset_comes_from(whole, corpus):
     assert manifest["corpus_digest"] == corpus.digest
     assert manifest["dataset_digest"] == dataset.digest
     assert manifest["num_kept"] == len(dataset.conversations)
+    assert manifest["num_openings"] == len({talk.messages[0]["content"] for talk in dataset.conversations})
     assert manifest["num_kept"] + sum(manifest["dropped"].values()) == manifest["num_conversations"] == 44
     assert manifest["dropped"].keys() >= {"cut_off", "malformed"}
     assert 0 < manifest["coverage"]["character_ratio"] <= 1

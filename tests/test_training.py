@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_told(dataset, model, tmp_path, content):
         ({"slots": 4000}, "given 4000 slots"),
         ({"slots": 1000}, "given 1000 slots and conversations of up to"),
         ({"objective": "text", "row_len": 4096}, "given row_len=4096 behind 12 slots"),
-        ({"holdout_share": 0.99}, "which leaves none to train on"),
+        ({"holdout_share": 0.999999}, "which leaves none to train on"),
     ],
 )
 def test_what_does_not_fit_is_told(dataset, model, tmp_path, changes, message):

@@ -53,6 +53,21 @@ def test_worse_than_its_rivals_is_said_plainly_and_first(with_replies):
     assert ("intervals do not overlap" in text) is not with_replies
 
 
+def test_the_document_that_answers_is_a_rival_unless_it_is_the_reference():
+    oracle = "reading just the document that answers (an oracle)"
+    results = some_results({**BASIC, "document": 39})
+    _, items = verdict(results, LEDGER)
+    worse = next(item for item in items if item.startswith(f"It does worse than {oracle}: 85.0% against 97.5%"))
+    assert "95% interval −" in worse
+    assert items.index(worse) < next(i for i, item in enumerate(items) if item.startswith("It does better than"))
+    assert f"It does better than {oracle}: 85.0% against 12.5%" in words(some_results({**BASIC, "document": 5}))
+    assert oracle not in words(some_results())
+    told = words(dataclasses.replace(results, reference="document"))
+    assert oracle not in told and "Beside the reference (document" in told
+    unscored = some_results({"full_context": None, "document": None, "cartridge-64": None}, num=0)
+    assert f"than {oracle}: 90.8% against 45.0%" in words(unscored)
+
+
 def test_a_small_lead_is_not_called_one():
     results = some_results({**BASIC, "untrained-64": 33, "cartridge-64": 34})
     assert "It is not clearly better than the same slots before training" in words(results)

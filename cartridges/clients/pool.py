@@ -33,13 +33,13 @@ MAX_SAID = 300  # characters shown of what a server says
 class PoolConfig(Config):
     """How patient a pool is. Times are seconds; they double from one attempt to the next, up to their limit."""
 
-    max_running: int = Field(64, gt=0, description="requests at a server at a time")
-    max_attempts: int = Field(8, gt=0, description="for one request, and to reach a server that is down")
-    connect_s: float = Field(10.0, gt=0, description="for a server to take a connection")
-    reply_s: float = Field(300.0, gt=0, description="for the first attempt at a reply")
-    max_reply_s: float = Field(3600.0, gt=0)
-    wait_s: float = Field(0.5, gt=0, description="between attempts, and that a failed server is left alone")
-    max_wait_s: float = Field(30.0, gt=0)
+    max_running: int = Field(default=64, gt=0, description="requests at a server at a time")
+    max_attempts: int = Field(default=8, gt=0, description="for one request, and to reach a server that is down")
+    connect_s: float = Field(default=10.0, gt=0, description="for a server to take a connection")
+    reply_s: float = Field(default=300.0, gt=0, description="for the first attempt at a reply")
+    max_reply_s: float = Field(default=3600.0, gt=0)
+    wait_s: float = Field(default=0.5, gt=0, description="between attempts, and that a failed server is left alone")
+    max_wait_s: float = Field(default=30.0, gt=0)
 
 
 @dataclass
@@ -104,14 +104,12 @@ class Pool:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[httpx.AsyncClient]":
-        """Connections for a while; a pool may be opened again, in another event loop too."""
+        """Connections for a while; a pool may be opened again, meanwhile or in another event loop too."""
         import httpx
 
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.config.max_running)
         async with httpx.AsyncClient(headers=headers, limits=limits) as client:
-            for replica in self.replicas:
-                replica.num_running = 0
             yield client
 
     async def post(

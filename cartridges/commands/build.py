@@ -1,5 +1,6 @@
 """`cartridges build`: from documents to a trained, measured cartridge with its report."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,13 @@ def command(
     console.print(console_table(made.results))
     for note in made.results.notes:
         click.echo(f"note: {note}")
-    click.echo(f"The report is {made.report}. Talk to it: cartridges chat {folder}")
+    click.echo(f"The report is {made.report}. Talk to it: {chat_command(folder, config)}")
+
+
+def chat_command(folder: Path, config: "BuildConfig") -> str:
+    """What to type to talk to what was built, to the largest cartridge where there are several."""
+    size = ["--slots", str(max(config.slots))] if len(config.slots) > 1 else []
+    return shlex.join(["cartridges", "chat", str(folder), *size])
 
 
 def resolve(model: "Model", preset: str | None, file: Path | None, overrides: list[str]) -> "BuildConfig":

@@ -1,9 +1,12 @@
 """`cartridges demo`: the whole job on bundled documents with the bundled model, and what came of it."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from cartridges.commands.build import chat_command
 
 if TYPE_CHECKING:
     from cartridges.results import Reply, Results
@@ -32,12 +35,14 @@ def command(out: Path, overrides: tuple[str, ...]) -> None:
     from cartridges.pocket import WARD
     from cartridges.questions import read_items
 
+    started = time.monotonic()
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
     corpus = Corpus.from_path(WARD / "documents")
     items = read_items(WARD / "questions.jsonl")
     from cartridges.building import BuildConfig, build, plan_lines
     from cartridges.engine.engine import Engine
     from cartridges.model import load_model
+    from cartridges.provenance import hardware
     from cartridges.report import console_table
 
     model = load_model("pocket")
@@ -55,8 +60,10 @@ def command(out: Path, overrides: tuple[str, ...]) -> None:
             row = made.results.row(method)
             verdict = {1.0: "right", 0.0: "wrong"}.get(reply.scores.get(method, -1.0), "")
             console.print(f"  {row.label}: {reply.replies[method]}  ({verdict})", markup=False)
-    console.print(f"\nAll numbers: {out / 'results.json'}. The report with its pictures: {made.report}")
-    console.print(f"Talk to it: cartridges chat {out}. Your own documents: cartridges build FOLDER")
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    console.print(f"\nAll of this took {minutes}:{seconds:02} on {hardware()}.")
+    console.print(f"All numbers: {out / 'results.json'}. The report with its pictures: {made.report}")
+    console.print(f"Talk to it: {chat_command(out, config)}. Your own documents: cartridges build FOLDER")
 
 
 def chosen(results: "Results") -> list["Reply"]:

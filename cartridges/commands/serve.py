@@ -210,7 +210,9 @@ def _serve_own(
     try:
         from cartridges.serving.server import create_app, serve
     except ModuleNotFoundError as error:
-        raise CartridgesError(f"serving needs the package {error.name!r}; pip install 'cartridges[serve]'") from error
+        raise CartridgesError(
+            f"serving needs the package {error.name!r}; in the checkout: pip install -e '.[serve]'"
+        ) from error
     from cartridges.engine.engine import Engine
     from cartridges.model import POCKET, load_for, load_model
 

@@ -1,5 +1,6 @@
 """`cartridges synthesize`: the model writes conversations about documents."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -66,4 +67,6 @@ def command(
     click.echo(f"{about['num_kept']} of {about['num_conversations']} conversations kept; dropped: {dropped}")
     for line in remote.pool.lines() if remote else ():
         click.echo(line)
-    click.echo(f"Train on them with: cartridges train {out} --docs {docs[0]} --out runs/train")
+    named = [("--docs", docs), ("--include", include), ("--exclude", exclude)]
+    options = [part for option, values in named for value in values for part in (option, str(value))]
+    click.echo(f"Train on them with: {shlex.join(['cartridges', 'train', str(out), *options, '--out', 'runs/train'])}")

@@ -15,6 +15,8 @@ from cartridges.errors import InputError
     "--out", type=click.Path(path_type=Path), required=True, help="Run folder; it is taken up where it stopped."
 )
 @click.option("--docs", type=click.Path(path_type=Path), multiple=True, help="The documents, to initialise from.")
+@click.option("--include", multiple=True, help="Only files that match; may be repeated.")
+@click.option("--exclude", multiple=True, help="No files that match; may be repeated.")
 @click.option("--model", help="pocket, a folder, or a Hugging Face name; that of DATA by default.")
 @click.option("--name", default="", help="The cartridge's name; that of OUT by default.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML of configuration fields.")
@@ -24,6 +26,8 @@ def command(
     data_and_overrides: tuple[str, ...],
     out: Path,
     docs: tuple[Path, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     model: str | None,
     name: str,
     config_file: Path | None,
@@ -42,12 +46,19 @@ def command(
     from cartridges.dataset import Dataset
 
     dataset = Dataset.load(data[0]) if data else None
-    corpus = Corpus.from_path(*docs) if docs else None
+    corpus = Corpus.from_path(*docs, include=include, exclude=exclude) if docs else None
+    if dataset and corpus and dataset.manifest.get("corpus_digest", corpus.digest) != corpus.digest:
+        raise InputError(
+            f"the conversations in {data[0]} are about other documents than those given; name the same ones, as they "
+            "were, with --docs, --include and --exclude"
+        )
     from cartridges.model import POCKET, load_model
     from cartridges.recipe import TrainConfig
     from cartridges.training import train
     from cartridges.writer import load_writer
 
+    if dataset and dataset.manifest.get("is_finished") is False:
+        click.echo(f"note: the self-study in {data[0]} is not finished; training on what is there")
     place = device_of_process(device)
     loaded = load_writer(dataset, model, place, str(data[0])) if dataset else load_model(model or POCKET, place)
     chosen = preset or loaded.profile

@@ -72,8 +72,8 @@ def check(data: list[Path], out: Path, docs: tuple[Path, ...], weights: tuple[fl
 
     if weights and len(weights) != len(data):
         raise InputError(f"given {len(weights)} --weight for {len(data)} datasets, expected one for each")
-    if bad := next((weight for weight in weights if not 0 < weight < math.inf), None):
-        raise InputError(f"given --weight {bad:g}, expected a number above 0")
+    if bad := [weight for weight in weights if not 0 < weight < math.inf]:
+        raise InputError(f"given --weight {bad[0]:g}, expected a number above 0")
     if len(data) > 1 and docs and len(docs) != len(data):
         raise InputError(f"given {len(docs)} --docs for {len(data)} datasets, expected one for each")
     if out.is_file():

@@ -152,8 +152,12 @@ class Batching:
                     ready.append(sequence)
                     rows.append(place - 1)
             elif not sequence.num_unread:
-                self.scheduler.keep(sequence, whole=True)
-                self._leave(sequence)
+                try:
+                    self.scheduler.keep(sequence, whole=True)
+                except Exception as error:  # as of memory: those who wait for it fail, and no others
+                    self._end(sequence, "error", error)
+                else:
+                    self._leave(sequence)
         if ready:
             self._choose(logits_MV if len(rows) == len(logits_MV) else logits_MV[rows], ready)
 

@@ -45,12 +45,16 @@ def chain(root: bytes, ids: Sequence[int]) -> list[tuple[int, bytes]]:
 
 @dataclass(eq=False)
 class Run:
-    """Keys and values of `length` tokens, behind `parent`. `lasting` is false where nothing would tell of a change."""
+    """Keys and values of `length` tokens, behind `parent`. `lasting` is false where nothing would tell of a change.
+
+    `owner` is what its keys know by its address, which is nobody else's as long as it is held.
+    """
 
     length: int
     parent: Span | None
     kv: Any
     lasting: bool = True
+    owner: Any = None
     num_users: int = 0
     num_children: int = 0
     last_used: int = 0
@@ -81,7 +85,9 @@ class Blocks:
         return self.total - self.used - self.pinned - self.cached
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether so much is free, once cached runs are let go as needed."""
+        """Whether so much is free, once cached runs are let go as needed. None goes where all together are too few."""
+        if self.free + self.cached < num_tokens:
+            return False
         while self.free < num_tokens:
             idle = [run for run in self.runs if not run.num_users and not run.num_children]
             if not idle:

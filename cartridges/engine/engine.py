@@ -20,6 +20,7 @@ import torch
 from cartridges.cartridge import Cartridge
 from cartridges.engine.batching import Batching, Target
 from cartridges.engine.blocks import BLOCK
+from cartridges.engine.budget import default_kv_tokens
 from cartridges.engine.handle import Handle
 from cartridges.engine.reply import OnEvent, Reply
 from cartridges.engine.request import EngineStats, Event, Request, Result, check, check_target
@@ -30,25 +31,10 @@ from cartridges.engine.turn import Turn
 from cartridges.errors import InputError
 from cartridges.model import Model, load_model
 
-KV_TOKENS = 65536
 NUM_STEPS = 16  # between two looks at who else wants to step
 WAIT_S = 0.02
 
 AskedTarget = tuple[Sequence[int], Sequence[int], Cartridge | None, int]
-
-
-def default_kv_tokens(model: Model) -> int:
-    """As many tokens as an engine holds if nothing is said: 65,536, or twice the window where that is more.
-
-    On CUDA at most what half of the free memory holds: rows are copied as they grow, and a step needs memory itself.
-    """
-    most = max(KV_TOKENS, 2 * model.window)
-    if model.device.type != "cuda":
-        return most
-    free = torch.cuda.mem_get_info(model.device)[0]
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    token_bytes = model.kv_bytes(1) * model.dtype.itemsize // 2
-    return max(BLOCK, min(most, free // (2 * token_bytes)))
 
 
 def _any_done(handles: Sequence[Handle]) -> bool:
@@ -198,13 +184,25 @@ class Engine:
         self._check_room(request, request.max_new_tokens, label)
 
     def _check_room(self, request: Request, num_new: int, label: str) -> None:
-        scheduler, prefix_len = self.batching.scheduler, request.prefix_len
-        num_own = len(request.prompt_ids) - prefix_len + num_new
-        if (needed := scheduler.need(request.num_slots, prefix_len, num_own)) > scheduler.blocks.total:
+        needed, total = self._needed(request, num_new, self._shared_len(request, num_new)), self._total
+        if needed > total:
             raise InputError(
-                f"{label} needs room for {needed} tokens, expected at most {scheduler.blocks.total}; raise "
+                f"{label} needs room for {needed} tokens, expected at most {total}; raise "
                 "kv_tokens_total, or give a shorter prompt or fewer new tokens"
             )
+
+    def _needed(self, request: Request, num_new: int, shared_len: int) -> int:
+        num_own = len(request.prompt_ids) - shared_len + num_new
+        return self.batching.scheduler.need(request.num_slots, shared_len, num_own)
+
+    def _shared_len(self, request: Request, num_new: int) -> int:
+        """How many ids are read as a shared prefix: none where there is no room to read them apart from the others."""
+        has_room = self._needed(request, num_new, request.prefix_len) <= self._total
+        return request.prefix_len if has_room else 0
+
+    @property
+    def _total(self) -> int:
+        return self.batching.scheduler.blocks.total
 
     def _add(self, request: Request, on_event: OnEvent | None = None, live: bool = False) -> Read:
         stop_ids = self.model.chat.stop_ids if request.stop_ids is None else request.stop_ids
@@ -212,7 +210,8 @@ class Engine:
         wanted_from = len(request.prompt_ids) - 1
         if request.prompt_logprobs_from is not None:
             wanted_from = request.prompt_logprobs_from - 1
-        read = Read(list(request.prompt_ids), wanted_from, request.cartridge, request.prefix_len, live, reply)
+        shared_len = self._shared_len(request, request.max_new_tokens)
+        read = Read(list(request.prompt_ids), wanted_from, request.cartridge, shared_len, live, reply)
         read.limit = len(request.prompt_ids) + request.max_new_tokens
         reply.handle.on_abort = lambda: self._abort(read)
         self.batching.add(read)
@@ -295,7 +294,8 @@ class Engine:
             check_target(request, target_ids, self.model, label)
             self._check_room(request, len(target_ids), label)
             ids, first = [*prompt_ids, *target_ids[:-1]], len(prompt_ids) - 1
-            reads.append(Read(ids, first, cartridge, request.prefix_len, task=Target()))
+            shared_len = self._shared_len(request, len(target_ids))
+            reads.append(Read(ids, first, cartridge, shared_len, task=Target()))
         return self._distributions(reads)
 
     def _distributions(self, reads: list[Read]) -> Iterator[torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cartridges.attention import calling
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import configs_of, engine_attention
 from cartridges.engine.graphs import Graphs
@@ -56,7 +57,7 @@ class Runner:
     def _forward(self, step: Step) -> torch.Tensor:
         hf: Any = self.model.hf
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast_bf16 and self.model.device.type == "cpu")
-        with engine_attention(self._configs), self._wide.by_onednn(), bf16:
+        with calling(hf.config), engine_attention(self._configs), self._wide.by_onednn(), bf16:
             found = hf(
                 input_ids=step.ids_T[None],
                 position_ids=step.positions_T[None],

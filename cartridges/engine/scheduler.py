@@ -58,6 +58,7 @@ class Sequence:
     reads_prefix: bool = False
     limit: int = 0  # the most ids that it will have, where more will come
     is_alone: bool = False  # there was no room for it behind what it would use again
+    shared_key: bytes = b""  # once it is known
 
     @property
     def num_behind(self) -> int:
@@ -82,7 +83,9 @@ class Sequence:
 
 def shared_key(sequence: Sequence) -> bytes:
     """What the run of exactly the shared beginning is known by."""
-    return b"shared" + chain(sequence.root, sequence.ids[: sequence.shared_len])[-1][1]
+    if not sequence.shared_key:
+        sequence.shared_key = b"shared" + chain(sequence.root, sequence.ids[: sequence.shared_len])[-1][1]
+    return sequence.shared_key
 
 
 @dataclass
@@ -152,8 +155,11 @@ class Scheduler:
                 if key not in in_progress:
                     reader = self._reader(sequence, key)
                     if not self._place(reader, len(reader.ids) - reader.start):
-                        break
-                    sequence.reads_prefix = True
+                        if self.running or readers or sequence.is_alone:
+                            break
+                        sequence.is_alone = True
+                        return self.admit()
+                    sequence.reads_prefix, sequence.num_cached = True, reader.start
                     in_progress.add(key)
                     readers.append(reader)
                 if self.is_live and sequence.live:
@@ -182,7 +188,8 @@ class Scheduler:
                 own = row_size(sequence.shared_len or len(sequence.ids))
                 if not blocks.has_room(cost(sequence.cartridge.num_slots) + own):  # told before anything is copied
                     return False
-                run = Run(sequence.cartridge.num_slots, None, self.load(sequence.cartridge), sequence.lasting)
+                kv, owner = self.load(sequence.cartridge), None if sequence.lasting else sequence.cartridge
+                run = Run(sequence.cartridge.num_slots, None, kv, sequence.lasting, owner)
                 if not blocks.add(run, {root: run.length}):
                     return False
             span = blocks.found[root]
@@ -313,7 +320,12 @@ class Scheduler:
         rows, length = [one.row for one in members], max(one.num_read for one in members)
         for one in members:
             self._open(one, max(larger))
-        self.storage.copy_rows(size, rows, (members[0].size, members[0].row), length)
+        try:
+            self.storage.copy_rows(size, rows, (members[0].size, members[0].row), length)
+        except Exception:  # as of memory
+            for one, row in reversed(list(zip(members, rows, strict=True))):
+                self._go_back(one, size, row)
+            raise
         del self.rows[size]
         self.blocks.used -= size * len(members)
         self.storage.set_num_rows(size, 0)
@@ -328,7 +340,11 @@ class Scheduler:
             if self.blocks.has_room(needed - sequence.size):
                 old, row, length = sequence.size, sequence.row, sequence.num_read
                 self._open(sequence, needed)
-                self.storage.copy((old, row), (sequence.size, sequence.row), length)
+                try:
+                    self.storage.copy((old, row), (sequence.size, sequence.row), length)
+                except Exception:  # as of memory
+                    self._go_back(sequence, old, row)
+                    raise
                 self._forget(sequence, old, row)
                 return
             newest = max(
@@ -344,6 +360,11 @@ class Scheduler:
         sequence.size, sequence.row = size, row
         self._close(sequence)
         sequence.size, sequence.row = larger
+
+    def _go_back(self, sequence: Sequence, size: int, row: int) -> None:
+        """Close the last row of its size, which could not be filled; the sequence has the smaller one still."""
+        self._close(sequence)
+        sequence.size, sequence.row = size, row
 
     def preempt(self, sequence: Sequence) -> None:
         """Put a sequence back, before all that wait; what was told of it stays told."""

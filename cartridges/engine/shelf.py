@@ -32,6 +32,7 @@ class Shelf:
         self._composed: OrderedDict[tuple[str, ...], Cartridge] = OrderedDict()
         self._num_removed = 0
         self._lock = threading.RLock()
+        self._composing = threading.Lock()  # one at a time, for each takes the memory of what it makes
 
     def add(self, name: str, source: Cartridge | str | Path) -> None:
         """Put a cartridge, or the one in a folder, under `name`, in the place of an older one.
@@ -73,17 +74,23 @@ class Shelf:
 
     def get(self, names: Sequence[str]) -> Cartridge:
         """The cartridge of that name, or what several of them compose, in that order."""
+        return self.composed(self._found(names))
+
+    def ready(self, names: Sequence[str]) -> Cartridge | None:
+        """What `get` gives, or None where it would have to be composed first."""
+        return self._ready(self._found(names))
+
+    def _found(self, names: Sequence[str]) -> list[Cartridge]:
         if not names:
             raise InputError("given no name of a cartridge, expected one or more")
         with self._lock:
-            found = [self._find(name) for name in names]
-        return self.composed(found)
+            return [self._find(name) for name in names]
 
     def composed(self, cartridges: Sequence[Cartridge]) -> Cartridge:
         """What these compose; made once for the same ones."""
-        if len(cartridges) == 1:
-            return cartridges[0]
-        from cartridges.compose import compose, composed_len
+        if (whole := self._ready(cartridges)) is not None:
+            return whole
+        from cartridges.compose import composed_len
 
         num_slots = composed_len([cartridge.manifest for cartridge in cartridges])
         if num_slots >= self.model.window:  # told before it takes its memory
@@ -91,19 +98,27 @@ class Shelf:
                 f"given {len(cartridges)} cartridges of {num_slots} slots together, expected fewer than the window of "
                 f"{self.model.window}; give fewer"
             )
+        with self._composing:
+            whole = self._ready(cartridges)  # which others may have made meanwhile
+            return whole if whole is not None else self._compose(cartridges)
+
+    def _ready(self, cartridges: Sequence[Cartridge]) -> Cartridge | None:
+        if len(cartridges) == 1:
+            return cartridges[0]
         digests = tuple(cartridge.digest for cartridge in cartridges)
-        if not all(digests):
-            return compose(cartridges, self.model)
         with self._lock:
             if digests in self._composed:
                 self._composed.move_to_end(digests)
-                return self._composed[digests]
-            num_removed = self._num_removed
+            return self._composed.get(digests)
+
+    def _compose(self, cartridges: Sequence[Cartridge]) -> Cartridge:
+        from cartridges.compose import compose
+
+        num_removed = self._num_removed
         made = compose(cartridges, self.model)  # others may look names up meanwhile
+        digests = tuple(cartridge.digest for cartridge in cartridges)
         with self._lock:
-            if digests in self._composed:
-                return self._composed[digests]
-            if self._num_removed == num_removed:  # else it might be of one that is gone
+            if all(digests) and self._num_removed == num_removed:  # else it might be of one that is gone
                 self._composed[digests] = made
                 if len(self._composed) > MAX_COMPOSED:
                     self._composed.popitem(last=False)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cartridges.config import Config
 from cartridges.engine.engine import Engine
-from cartridges.errors import InputError, TooLong, unknown_name
+from cartridges.errors import InputError, OtherRun, TooLong, unknown_name
 from cartridges.evals.finding import Finding
 from cartridges.evals.harness import run
 from cartridges.evals.method import METHODS, Workshop, own_methods
@@ -25,9 +25,13 @@ RESULTS = "results.json"
 class BenchConfig(Config):
     """What is compared; `task` are the options of the task's loader."""
 
-    methods: list[str] = Field(["no_context", "full_context", "truncated", "bm25", "cartridge"], min_length=1)
-    slots: int = Field(1024, gt=1, description="the budget, in keys and values of so many tokens")
-    task: dict[str, Any] = Field({}, description="options of the task, as path=FILE")
+    methods: list[str] = Field(
+        default=["no_context", "full_context", "truncated", "bm25", "cartridge"],
+        min_length=1,
+        description="in this order",
+    )
+    slots: int = Field(default=1024, gt=1, description="the budget, in keys and values of so many tokens")
+    task: dict[str, Any] = Field(default={}, description="options of the task, as path=FILE")
     synthesize: SynthesizeConfig = SynthesizeConfig.resolve()
     train: TrainConfig = TrainConfig.resolve()
 
@@ -56,9 +60,9 @@ def bench(
 ) -> Finding:
     """Measure every method in the folder `out`; the first is the reference. Writes `results.json`.
 
-    A method that cannot work at this size or window is told of in the notes. Raises InputError where the first does not
-    work, unless what it reads is too long for the window: the next one that works is then the reference, and its note
-    says so.
+    A method that cannot work at this size or window is told of in the notes. Raises OtherRun where `out` holds answers
+    of another size, task, model or commit; InputError where the first method does not work, unless what it reads is too
+    long for the window: the next one that works is then the reference, and its note says so.
     """
     check_methods(config.methods)
     chat = engine.model.chat
@@ -80,6 +84,8 @@ def bench(
         say(f"{method}: building and asking {len(task.items)} questions")
         try:
             record = run(task, method, shop)
+        except OtherRun:
+            raise
         except InputError as error:
             if not number and not isinstance(error, TooLong):
                 raise InputError(

@@ -39,20 +39,23 @@ MIXED = ("lookup", "reverse", "multiple_choice", "json", "count")
 class ClaimsConfig(Config):
     """How much of everything is done."""
 
-    seed: int = Field(0, ge=0, description="of corpora and questions")
-    num_tokens: int = Field(650, gt=0, description="of the corpus, about")
-    num_items: int = Field(80, gt=0, description="questions of a table, about")
-    num_conversations: int = Field(1024, gt=0)
+    seed: int = Field(default=0, ge=0, description="of corpora and questions")
+    num_tokens: int = Field(default=650, gt=0, description="of the corpus, about")
+    num_items: int = Field(default=80, gt=0, description="questions of a table, about")
+    num_conversations: int = Field(default=1024, gt=0)
     seed_kinds: list[str] | None = Field(
-        ["question", "use_case"], description="of the study where look-ups are asked; chosen on validation documents"
+        default=["question", "use_case"],
+        description="of the study where look-ups are asked; chosen on validation documents",
     )
-    steps: int = Field(300, gt=0, description="of each training")
-    thorough: int = Field(2, ge=1, description="times the study and the steps of a second row at 20x; 1: none")
-    factors: list[int] = Field([5, 20, 50, 100], description="how many times fewer bytes than the full context")
-    window: int = Field(1024, gt=0, description="that the model is held to for the claim about long corpora")
-    windows: list[int] = Field([1, 8], description="how many windows of corpus")
-    most_study: int = Field(3, ge=1, description="times the study of one window that a long corpus gets, at most")
-    num_composed: list[int] = Field([2, 4], description="how many cartridges are composed")
+    steps: int = Field(default=300, gt=0, description="of each training")
+    thorough: int = Field(default=2, ge=1, description="times the study and the steps of a second row at 20x; 1: none")
+    factors: list[int] = Field(default=[5, 20, 50, 100], description="how many times fewer bytes than the full context")
+    window: int = Field(default=1024, gt=0, description="that the model is held to for the claim about long corpora")
+    windows: list[int] = Field(default=[1, 8], description="how many windows of corpus")
+    most_study: int = Field(
+        default=3, ge=1, description="times the study of one window that a long corpus gets, at most"
+    )
+    num_composed: list[int] = Field(default=[2, 4], description="how many cartridges are composed")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},

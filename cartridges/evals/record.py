@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cartridges.errors import FormatError, InputError
+from cartridges.errors import FormatError, InputError, OtherRun
 from cartridges.intervals import difference, interval, mean_of, ratio
 from cartridges.log import MetricsLog, read_metrics
 
@@ -99,7 +99,7 @@ class AnswerFile:
     """The growing file of one method's answers."""
 
     def __init__(self, path: Path, stamp: Mapping[str, Any], num_items: int) -> None:
-        """Take up what `path` holds. Raises InputError for another stamp, FormatError for damage."""
+        """Take up what `path` holds. Raises OtherRun for another stamp, FormatError for damage."""
         self.path, self.stamp = Path(path), {key: stamp.get(key) for key in STAMPED}
         self.answers: dict[int, Answer] = {}
         self.log = MetricsLog(self.path)
@@ -110,7 +110,7 @@ class AnswerFile:
         differing = [key for key in STAMPED if rows[0].get(key) != self.stamp[key]]
         if differing:
             told = ", ".join(f"{key} {rows[0].get(key)!r} (now {self.stamp[key]!r})" for key in differing)
-            raise InputError(f"{self.path} holds answers of another run: {told}; give another folder, or delete it")
+            raise OtherRun(f"{self.path} holds answers of another run: {told}; give another folder, or delete it")
         for number, row in enumerate(rows[1:], start=2):
             try:
                 answer = Answer(**row)

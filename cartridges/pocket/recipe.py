@@ -18,8 +18,8 @@ class Shape(Config):
     model_config = ConfigDict(allow_inf_nan=False)
     length: int = Field(gt=15, description="tokens of a row")
     rows: int = Field(gt=0)
-    context_share: float = Field(0.65, gt=0.3, lt=1, description="largest part of a row that documents take")
-    weight: float = Field(1.0, gt=0, description="how often the shape is drawn among those of its phase")
+    context_share: float = Field(default=0.65, gt=0.3, lt=1, description="largest part of a row that documents take")
+    weight: float = Field(default=1.0, gt=0, description="how often the shape is drawn among those of its phase")
 
 
 class Phase(Config):
@@ -34,25 +34,27 @@ class PocketConfig(Config):
     """What of a run can be chosen; the lessons themselves and their weights are code (`lessons.py`, `batches.py`)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=2**63)
-    vocab_size: int = Field(2048, ge=300)
-    num_layers: int = Field(5, gt=0)
-    hidden_size: int = Field(256, gt=0)
-    mlp_size: int = Field(640, gt=0)
-    num_heads: int = Field(4, gt=0)
-    num_kv_heads: int = Field(2, gt=0)
-    head_size: int = Field(64, gt=0, multiple_of=2, description="64 fits vLLM's CPU kernels")
-    window: int = Field(8192, gt=0, description="max_position_embeddings")
-    rope_theta: float = Field(100_000.0, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    vocab_size: int = Field(default=2048, ge=300)
+    num_layers: int = Field(default=5, gt=0)
+    hidden_size: int = Field(default=256, gt=0)
+    mlp_size: int = Field(default=640, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    num_kv_heads: int = Field(default=2, gt=0)
+    head_size: int = Field(default=64, gt=0, multiple_of=2, description="64 fits vLLM's CPU kernels")
+    window: int = Field(default=8192, gt=0, description="max_position_embeddings")
+    rope_theta: float = Field(default=100_000.0, gt=0)
     phases: list[Phase] = Field(min_length=1)
-    target_share: float = Field(0.4, gt=0, le=1, description="positions of a batch that carry loss, at most")
-    muon_lr: float = Field(0.02, gt=0, description="for matrices")
-    adam_lr: float = Field(3e-3, gt=0, description="for embeddings and norms")
-    warmup_steps: int = Field(50, ge=0)
-    decay_share: float = Field(0.7, gt=0, le=1, description="last part of the run, where rates fall to final_lr_ratio")
-    final_lr_ratio: float = Field(0.02, ge=0, le=1)
-    checkpoint_every: int = Field(100, gt=0)
-    log_every: int = Field(10, gt=0)
+    target_share: float = Field(default=0.4, gt=0, le=1, description="positions of a batch that carry loss, at most")
+    muon_lr: float = Field(default=0.02, gt=0, description="for matrices")
+    adam_lr: float = Field(default=3e-3, gt=0, description="for embeddings and norms")
+    warmup_steps: int = Field(default=50, ge=0)
+    decay_share: float = Field(
+        default=0.7, gt=0, le=1, description="last part of the run, where rates fall to final_lr_ratio"
+    )
+    final_lr_ratio: float = Field(default=0.02, ge=0, le=1)
+    checkpoint_every: int = Field(default=100, gt=0)
+    log_every: int = Field(default=10, gt=0)
     compile: bool = True
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -19,7 +19,7 @@ from cartridges.engine.shelf import NAME, check_name
 from cartridges.errors import CartridgesError, FormatError, InputError, unknown_name
 from cartridges.find import find_cartridge
 
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, int, int, int], ...]
 KEY = "cartridges"  # under which a request's parameters, and the connector's configuration, hold what is ours
 
 
@@ -113,10 +113,9 @@ class Catalogue:
             raise InputError(unknown_name("cartridge", str(name)[:140], self.names()))
         try:
             folder = find_cartridge(folder)
+            stamp = _stamp(folder)
         except InputError as error:
             raise FormatError(f"the cartridge {name} cannot be used: {error}") from error
-        try:
-            stamp = _stamp(folder)
         except OSError as error:
             raise FormatError(f"the cartridge {name} cannot be read ({error.strerror}); copy it again") from error
         with self._lock:
@@ -128,6 +127,7 @@ class Catalogue:
         return folder, seen[1]
 
     def _checked(self, name: str, folder: Path, whole: bool) -> Manifest | FormatError:
+        """What is to be remembered of it. Raises FormatError where it cannot be read just now."""
         try:
             manifest = Manifest.read(folder)
             check_fits(manifest, self.description.model)
@@ -139,8 +139,10 @@ class Catalogue:
             if whole:
                 check_tensors(folder, manifest)
             return manifest
-        except (CartridgesError, OSError) as error:
+        except CartridgesError as error:
             return FormatError(f"the cartridge {name} cannot be used: {error}")
+        except OSError as error:  # as of too many open files, which no change of the files mends
+            raise FormatError(f"the cartridge {name} cannot be read ({error.strerror}); ask again") from error
 
     def _below_roots(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -155,4 +157,4 @@ class Catalogue:
 def _stamp(folder: Path) -> Stamp:
     """What changes when the files do."""
     stats = [(folder / name).stat() for name in (MANIFEST, TENSORS)]
-    return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+    return tuple((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino) for stat in stats)

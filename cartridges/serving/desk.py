@@ -50,6 +50,7 @@ class Desk:
         self._thinking: ChatFormat | None = None
         self._mailbox: Mailbox | None = None
         self._workers = ThreadPoolExecutor(2, "serving")
+        self._composing = asyncio.Lock()
 
     @property
     def base(self) -> str:
@@ -78,15 +79,19 @@ class Desk:
 
     async def cartridge_of(self, names: Sequence[str]) -> "Cartridge | None":
         """The cartridge of these names. Several are composed in a thread that ends: one that lives on keeps its pool
-        of OpenMP threads, which slows the engine's.
+        of OpenMP threads, which slows the engine's. There is one at a time, however many ask.
         """
-        if len(names) < 2:
-            return self.engine.shelf.get(names) if names else None
-        composing = ThreadPoolExecutor(1, "composing")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(composing, self.engine.shelf.get, names)
-        finally:
-            composing.shutdown(wait=False)  # a client that leaves meanwhile must not hold up the loop
+        if not names:
+            return None
+        shelf = self.engine.shelf
+        if (ready := shelf.ready(names)) is not None:
+            return ready
+        async with self._composing:
+            composing = ThreadPoolExecutor(1, "composing")
+            try:
+                return await asyncio.get_running_loop().run_in_executor(composing, shelf.get, names)
+            finally:
+                composing.shutdown(wait=False)  # a client that leaves meanwhile must not hold up the loop
 
     def names_of(self, asked: Sampling) -> list[str]:
         """Which cartridges are meant by the model's name and the field `cartridges`."""
@@ -128,28 +133,33 @@ class Desk:
         if num_choices > self.config.max_choices:
             raise ApiError(f"given n={num_choices}, expected at most {self.config.max_choices}", "n")
 
-        ids, cartridge = await self.work(prompts), await self.cartridge_of(names)
+        ids = await self.work(prompts)
         if len(ids) * num_choices > self.config.max_choices:
             raise ApiError(
                 f"given {len(ids)} prompts with n={num_choices}, expected at most {self.config.max_choices} replies",
                 "n",
             )
+        self.check_queue(len(ids) * num_choices)  # before anything is composed
+        cartridge = await self.cartridge_of(names)
         seed = secrets.randbits(62) if asked.seed is None else asked.seed & (2**63 - 1)
+        # a given seed makes a prompt's replies what they are alone; else no two replies draw alike
+        seeds_apart = num_choices if asked.seed is None else 0
         temperature = default_temperature if asked.temperature is None else asked.temperature
         requests = [
             Request(
                 tuple(prompt),
                 self._num_new(asked, prompt, cartridge),
                 temperature,
-                (seed + choice) & (2**63 - 1),
+                (seed + place * seeds_apart + choice) & (2**63 - 1),
                 top_k_logprobs=min(num_logprobs or 0, self.engine.model.identity.vocab_size),
+                shared_len=len(prompt) if num_choices > 1 else 0,
                 cartridge=cartridge,
                 stop_ids=frozenset() if asked.ignore_eos else None,
                 top_p=1.0 if asked.top_p is None else asked.top_p,
                 top_k=max(0, asked.top_k or 0),
                 stop=asked.stops,
             )
-            for prompt in ids
+            for place, prompt in enumerate(ids)
             for choice in range(num_choices)
         ]
         return Prepared(tuple(requests), num_choices, cartridge.num_slots if cartridge else 0)
@@ -171,9 +181,13 @@ class Desk:
 
     def open(self, prepared: Prepared, whole: bool) -> "Replies":
         """Hand the requests in. Raises ApiError where too much is asked at once, CartridgesError for a bad request."""
+        self.check_queue(len(prepared.requests))
+        return Replies(self, prepared, whole)
+
+    def check_queue(self, wanted: int) -> None:
+        """Raises ApiError where so many replies more are too many, or too late."""
         if self.draining:
             raise self.closing_down()
-        wanted = len(prepared.requests)
         if self.num_open + wanted > self.config.max_replies:
             self.metrics.refused.inc()
             raise ApiError(
@@ -184,7 +198,6 @@ class Desk:
                 429,
                 {"Retry-After": str(self.config.retry_after_s)},
             )
-        return Replies(self, prepared, whole)
 
     def closing_down(self) -> ApiError:
         """What is said to those who come too late."""

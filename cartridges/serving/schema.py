@@ -111,13 +111,13 @@ class Sampling(Strict):
 
     model: Name
     cartridges: list[Name | NamedCartridge] | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, lt=2**31)
-    n: int | None = Field(None, ge=1, lt=2**31)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    n: int | None = Field(default=None, ge=1, lt=2**31)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
@@ -187,9 +187,9 @@ class ChatCompletionRequest(Sampling):
     """A chat to be gone on with."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, lt=2**31)
+    top_logprobs: int | None = Field(default=None, ge=0, lt=2**31)
     chat_template_kwargs: TemplateSwitches | None = None
 
     @property
@@ -207,7 +207,7 @@ class CompletionRequest(Sampling):
     """A text, or token ids, to be gone on with; or several."""
 
     prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
-    logprobs: int | None = Field(None, ge=0, lt=2**31)
+    logprobs: int | None = Field(default=None, ge=0, lt=2**31)
     add_special_tokens: bool = True
 
     @property

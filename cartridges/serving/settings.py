@@ -16,28 +16,30 @@ MIN_KEY_LEN = 8
 class ServeConfig(Config):
     """Limits of the server. Sizes are bytes, times are seconds."""
 
-    host: str = Field("127.0.0.1", description="the address to listen at; only this machine reaches the default")
-    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    host: str = Field(
+        default="127.0.0.1", description="the address to listen at; only this machine reaches the default"
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
     kv_tokens_total: int | None = Field(
-        None,
+        default=None,
         gt=0,
-        description="keys and values of so many tokens are held; if not given, 65,536 or twice the window, and on CUDA "
-        "at most what half of the free memory holds",
+        description="keys and values of so many tokens are held; if not given, 65,536 or twice the window, and at most "
+        "what half of the free memory holds",
     )
-    max_replies: int = Field(256, gt=0, description="replies in work or waiting; what comes above gets 429")
-    max_choices: int = Field(32, gt=0, description="replies to one request: prompts times n")
-    max_composed: int = Field(16, gt=0, description="cartridges in one request")
-    max_cartridges: int = Field(256, gt=0, description="cartridges on the shelf")
-    max_body_bytes: int = Field(4 << 20, gt=0, description="the largest request; what is above gets 413")
-    max_logprobs: int = Field(20, ge=0, description="likeliest tokens told of one position")
+    max_replies: int = Field(default=256, gt=0, description="replies in work or waiting; what comes above gets 429")
+    max_choices: int = Field(default=32, gt=0, description="replies to one request: prompts times n")
+    max_composed: int = Field(default=16, gt=0, description="cartridges in one request")
+    max_cartridges: int = Field(default=256, gt=0, description="cartridges on the shelf")
+    max_body_bytes: int = Field(default=4 << 20, gt=0, description="the largest request; what is above gets 413")
+    max_logprobs: int = Field(default=20, ge=0, description="likeliest tokens told of one position")
     default_max_tokens: int = Field(
-        1024, gt=0, description="of a chat that names none; never more than the window holds"
+        default=1024, gt=0, description="of a chat that names none; never more than the window holds"
     )
-    read_s: float = Field(30.0, gt=0, description="for a request to arrive")
-    write_s: float = Field(30.0, gt=0, description="for a reader to take a piece of a reply")
-    reply_s: float = Field(600.0, gt=0, description="for a request to be answered, waiting included")
-    drain_s: float = Field(30.0, ge=0, description="for running requests to finish after SIGTERM")
-    retry_after_s: int = Field(1, gt=0, description="what a refused client is told to wait")
+    read_s: float = Field(default=30.0, gt=0, description="for a request to arrive")
+    write_s: float = Field(default=30.0, gt=0, description="for a reader to take a piece of a reply")
+    reply_s: float = Field(default=600.0, gt=0, description="for a request to be answered, waiting included")
+    drain_s: float = Field(default=30.0, ge=0, description="for running requests to finish after SIGTERM")
+    retry_after_s: int = Field(default=1, gt=0, description="what a refused client is told to wait")
 
 
 @dataclass(frozen=True)

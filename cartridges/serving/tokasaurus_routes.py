@@ -31,7 +31,7 @@ ANY_MODEL = ("", "default")  # what these clients write where the server has jus
 class TokasaurusChat(ChatCompletionRequest):
     """A chat as these clients write it."""
 
-    model: str = Field("", max_length=512)
+    model: str = Field(default="", max_length=512)
     logprobs_in_fingerprint: bool | None = None
     apply_chat_template_overrides: TemplateSwitches | None = None
 
@@ -39,7 +39,7 @@ class TokasaurusChat(ChatCompletionRequest):
 class TokasaurusCompletion(CompletionRequest):
     """A text as these clients write it."""
 
-    model: str = Field("", max_length=512)
+    model: str = Field(default="", max_length=512)
     logprobs_in_fingerprint: bool | None = None
 
 

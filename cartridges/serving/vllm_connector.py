@@ -6,16 +6,17 @@
                            "kv_connector_extra_config": {...}}'
 
 vLLM makes one for its scheduler and one for each worker. The scheduler's puts a placeholder token for every slot in
-front of a request that names cartridges, salts the request's block hashes with their digest, so that vLLM's prefix
-cache keeps cartridges apart, and claims the placeholders as computed elsewhere. A worker's reads the files in another
-thread, writes the slots into the blocks that the scheduler took for them, and reports; until then the request waits,
-and the others go on. What cannot be done fails that one request, never the server.
+front of a request that names cartridges, salts the request's block hashes with their digest and a secret, so that
+vLLM's prefix cache keeps cartridges apart, and claims the placeholders as computed elsewhere. A worker's reads the
+files in another thread, writes the slots into the blocks that the scheduler took for them, and reports; until then the
+request waits, and the others go on. What cannot be done fails that one request, never the server.
 
 Shapes: P slots, G key/value heads, H head size.
 """
 
 import logging
 import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -139,6 +140,7 @@ class Scheduling:
         self.catalogue, self.window = catalogue, window
         self._selections: dict[str, Selection | None] = {}  # by request; None for one that must fail
         self._pending: list[Load] = []
+        self._secret = secrets.token_hex(16)  # lest a client's own salt can be that of a cartridge
 
     def begin(self, request: Any) -> None:
         """Look up what a request names and change the request accordingly."""
@@ -155,7 +157,7 @@ class Scheduling:
             prompt_ids, salt = [PLACEHOLDER, PLACEHOLDER], f"failed:{request.request_id}"
         else:
             prompt_ids = [PLACEHOLDER] * selection.num_slots + list(request.prompt_token_ids)
-            salt = f"cartridge:{selection.digest}:{request.cache_salt or ''}"
+            salt = f"cartridge:{self._secret}:{selection.digest}:{request.cache_salt or ''}"
         request.prompt_token_ids = prompt_ids
         request.prompt_embeds = request.prompt_is_token_ids = None
         request._all_token_ids[:] = prompt_ids

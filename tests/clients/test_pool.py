@@ -63,6 +63,21 @@ def test_no_server_gets_more_than_it_may_have(engine):
     assert len(a.bodies) + len(b.bodies) == 12
 
 
+def test_two_calls_at_once_share_what_a_server_may_have(engine):
+    with Replica(engine, pause_s=0.1) as served:
+        client = client_of(engine, [served.url], max_running=2)
+
+        async def both():
+            first = asyncio.create_task(client.chat(requests_of(engine, 6)))
+            while not served.num_running:
+                await asyncio.sleep(0.005)
+            await asyncio.gather(first, client.chat(requests_of(engine, 6)))
+
+        asyncio.run(both())
+    assert served.most_running == 2 and len(served.bodies) == 12
+    assert client.pool.replicas[0].num_running == 0
+
+
 @pytest.mark.parametrize("fault", ["drop", 500, 502, 429, 503, "slow"])
 def test_a_fault_is_mended_by_another_attempt(engine, expected, fault):
     with Replica(engine, [fault, fault]) as served:

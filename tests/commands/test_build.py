@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from cartridges.building import BuildConfig
 from cartridges.cartridge import Cartridge
-from cartridges.commands.build import parse_slots
+from cartridges.commands.build import chat_command, parse_slots
 from cartridges.dataset import Dataset
 from cartridges.engine.engine import Engine
 from cartridges.errors import InputError
@@ -81,6 +82,12 @@ def test_it_says_what_it_is_going_to_do_and_what_it_found(made):
     assert lines[-1] == "The report is runs/ward/report.html. Talk to it: cartridges chat runs/ward"
     for row in Results.load(folder / "runs" / "ward" / "results.json").methods:
         assert row.label.split(",")[0] in stdout
+
+
+def test_what_to_type_names_a_size_where_there_are_several(tmp_path):
+    folder = tmp_path / "a ward"
+    told = [chat_command(folder, BuildConfig.resolve(values={"slots": slots})) for slots in ([32], [16, 64, 32])]
+    assert told == [f"cartridges chat '{folder}'", f"cartridges chat '{folder}' --slots 64"]
 
 
 def test_the_same_command_does_nothing_twice(made, call, docs, questions):

@@ -45,7 +45,8 @@ def test_it_writes_conversations_and_says_what_it_kept(made, docs):
     assert dataset.preview(2) in stdout
     dropped = ", ".join(f"{num} {reason}" for reason, num in about["dropped"].items()) or "none"
     assert lines[-2] == f"{len(dataset.conversations)} of 16 conversations kept; dropped: {dropped}"
-    assert lines[-1] == f"Train on them with: cartridges train {out} --docs {docs} --out runs/train"
+    named = f"--docs {docs} --include '*.md' --out runs/train"
+    assert lines[-1] == f"Train on them with: cartridges train {out} {named}"
     assert {talk.document for talk in dataset.conversations} <= {"ward.md", ""}
     assert sum(about["dropped"].values()) == 16 - len(dataset.conversations)
 

@@ -21,6 +21,7 @@ from tests.architectures import tiny
 COMMAND = "train"
 
 SMALL = ["slots=12", "row_len=96", "max_steps=4", "warmup_steps=1", "eval_every=2", "log_every=1", "precision=fp32"]
+SMALL += ["holdout_share=0.2"]
 
 
 def conversation(index: int) -> Conversation:
@@ -88,10 +89,30 @@ def test_it_can_be_named(call, place, tmp_path):
 def test_the_preset_and_a_file_can_be_given(call, place, tmp_path):
     (tmp_path / "mine.yaml").write_text("lr: 0.003\nholdout_share: 0\n")
     options = ("--docs", place.docs, "--out", tmp_path / "run", "--preset", "default")
-    code, stdout, _ = call(place.data, *options, "--config", tmp_path / "mine.yaml", *SMALL)
+    code, stdout, _ = call(place.data, *options, "--config", tmp_path / "mine.yaml", *SMALL[:-1])
     assert code == 0 and "preset: default" in stdout and "held-out" not in stdout
     training = Cartridge.load(tmp_path / "run" / "cartridge").manifest.training
     assert (training["lr"], training["rows_per_step"], training["max_steps"]) == (0.003, 8, 4)
+
+
+def test_conversations_about_other_documents_are_refused(call, refused, place, tmp_path):
+    corpus = Corpus.from_path(place.docs, include=["*.txt"])
+    manifest = {**Dataset.load(place.data).manifest, "corpus_digest": corpus.digest}
+    Dataset.from_conversations([conversation(index) for index in range(16)], manifest).save(tmp_path / "data")
+    shutil.copytree(place.docs, tmp_path / "docs")
+    (tmp_path / "docs" / "more.md").write_text("Nobody knows the tenth bed.")
+    options = ("--docs", tmp_path / "docs", "--out", tmp_path / "run", *SMALL)
+    assert "are about other documents than those given; name the same ones" in refused(tmp_path / "data", *options)
+    assert not (tmp_path / "run").exists()
+    assert call(tmp_path / "data", "--include", "*.txt", *options)[0] == 0
+
+
+def test_an_unfinished_self_study_is_told_of(call, place, tmp_path):
+    manifest = {**Dataset.load(place.data).manifest, "is_finished": False}
+    Dataset.from_conversations([conversation(index) for index in range(16)], manifest).save(tmp_path / "data")
+    code, stdout, _ = call(tmp_path / "data", "--docs", place.docs, "--out", tmp_path / "run", *SMALL)
+    note = f"note: the self-study in {tmp_path / 'data'} is not finished; training on what is there"
+    assert code == 0 and stdout.splitlines()[0] == note
 
 
 def test_text_needs_no_conversations(call, place, tmp_path):

@@ -94,6 +94,7 @@ def test_wrong_input_is_one_line(refused, place, data, tmp_path):
     assert "nowhere, expected the folder of a dataset" in refused(tmp_path / "nowhere", *out)
     assert "given 2 --weight for 1 datasets, expected one for each" in refused(*given, "--weight", 1, "--weight", 2)
     assert "given --weight -1, expected a number above 0" in refused(*given, "--weight", -1)
+    assert "given --weight 0, expected a number above 0" in refused(*given, "--weight", 0)
     assert "given --weight nan, expected a number above 0" in refused(*given, "--weight", "nan")
     assert "given 1 --docs for 2 datasets, expected one for each" in refused(data, *given)
     assert "holds other files; give a new or empty folder" in refused(data, "-o", tmp_path / "other")

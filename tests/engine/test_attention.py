@@ -1,9 +1,12 @@
 """The engine's attention where models differ in more than shapes; the judge is the model's own eager attention."""
 
+import threading
+
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 
+from cartridges.attention import NAME, attend
 from cartridges.engine.attention import configs_of, engine_attention, grouped_attention
 from cartridges.engine.blocks import Run
 from cartridges.engine.engine import Engine
@@ -121,3 +124,59 @@ def test_parts_make_the_whole(window, most, monkeypatch):
         expected = (scores.softmax(-1) @ values).transpose(0, 1)
         torch.testing.assert_close(out[0, start : start + num_new], expected, atol=1e-5, rtol=1e-5)
         start += num_new
+
+
+def test_an_engine_is_refused_while_another_thread_trains_its_model(qwen):
+    engine, request, names = Engine(qwen), Request((5, 6, 7), 3), []
+    (expected,) = engine.generate([request])
+    entered, ended = threading.Event(), threading.Event()
+
+    def train():
+        with attend(qwen):
+            entered.set()
+            ended.wait(20)
+            names.append(qwen.hf.config._attn_implementation)
+            names.extend(engine.generate([request])[0].token_ids)  # the same thread may: it is at one thing at a time
+            names.append(qwen.hf.config._attn_implementation)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert entered.wait(20)
+    try:
+        with pytest.raises(InputError, match="given a model that another thread trains, expected one that is free"):
+            engine.generate([request])
+        with pytest.raises(InputError, match="another thread trains"), attend(qwen):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+    assert names == [NAME, *expected.token_ids, NAME]
+    assert engine.generate([request])[0].token_ids == expected.token_ids
+    engine.check()
+
+
+def test_training_waits_for_the_call_of_an_engine_that_is_under_way(qwen):
+    engine, before, found = Engine(qwen), qwen.hf.config._attn_implementation, []
+    calling, go_on, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(*args):
+        calling.set()
+        go_on.wait(20)
+
+    def train():
+        with attend(qwen):
+            entered.set()
+
+    hook = qwen.hf.register_forward_pre_hook(wait)
+    asking = threading.Thread(target=lambda: found.extend(engine.generate([Request((5, 6, 7), 1)])))
+    training = threading.Thread(target=train)
+    asking.start()
+    assert calling.wait(20)
+    hook.remove()
+    training.start()
+    assert not entered.wait(0.2)
+    go_on.set()
+    assert entered.wait(20)
+    asking.join()
+    training.join()
+    assert len(found) == 1 and qwen.hf.config._attn_implementation == before

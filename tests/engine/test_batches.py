@@ -1,10 +1,13 @@
 """Who is read together, who leaves when, and what is kept, in limits that are kept to."""
 
+import pytest
+
 from cartridges.engine import batching
 from cartridges.engine.batching import Batching
 from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.engine.runner import Runner
+from cartridges.errors import CartridgesError
 from tests.architectures import WINDOW
 from tests.engine.judges import (
     NEVER,
@@ -191,3 +194,21 @@ def test_a_failing_call_ends_those_in_it_and_no_others(qwen, monkeypatch):
     assert engine.submit(request).result(20).token_ids == judge_generate(qwen, request)
     engine.close()
     engine.check()
+
+
+def test_a_beginning_that_cannot_be_kept_fails_those_who_share_it_alone(qwen, monkeypatch):
+    engine = checked(Engine(qwen))
+    alone, sharing = Request(ids_of(qwen, 1, 6), 40, stop_ids=NEVER), Request(ids_of(qwen, 2, 30), 5, shared_len=20)
+
+    def take(*args):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(engine.runner.store, "take", take)
+    with engine._turn:
+        good = engine.submit(alone)
+        engine.batching.step()
+        bad = engine.submit(sharing)
+    with pytest.raises(CartridgesError, match="MemoryError: no memory"):
+        bad.result(60)
+    assert good.result(60).token_ids == judge_generate(qwen, alone)
+    engine.close()

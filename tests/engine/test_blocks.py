@@ -49,6 +49,17 @@ def test_the_least_recently_used_goes_and_the_pinned_stays():
     blocks.check([], [[(one, BLOCK)]])
 
 
+def test_nothing_goes_where_all_together_are_too_few():
+    blocks = Blocks(5 * BLOCK)
+    first = kept(blocks, b"", [1] * BLOCK)
+    second = kept(blocks, b"", [1] * 2 * BLOCK, (first, BLOCK), BLOCK)
+    third = kept(blocks, b"other", [1] * BLOCK)
+    blocks.pin([(third, BLOCK)])
+    assert not blocks.has_room(4 * BLOCK + 1) and blocks.runs == [first, second, third]
+    assert blocks.has_room(4 * BLOCK) and blocks.runs == [third]
+    blocks.check([], [[(third, BLOCK)]])
+
+
 def test_what_others_stand_behind_goes_after_them():
     blocks = Blocks(3 * BLOCK)
     first = kept(blocks, b"", [1] * BLOCK)

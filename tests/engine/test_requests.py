@@ -1,13 +1,11 @@
 """What cannot be answered is told in one line, before any work."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from cartridges.conversation import TopK
-from cartridges.engine.engine import KV_TOKENS, Engine, default_kv_tokens
+from cartridges.engine.engine import Engine
 from cartridges.engine.request import Event, Request
 from cartridges.errors import CartridgesError, FormatError, InputError
 from tests.architectures import tiny
@@ -83,21 +81,3 @@ def test_events_that_follow_one_another_become_one():
     assert (both.token_ids, both.text, both.chosen_logprobs) == ([4, 8], "abc", [-0.1, -0.1])
     assert (both.finish_reason, both.error, both.logprobs) == ("stop", "", TopK.concat(rows))
     assert Event.of([end, Event([], "", [], None, "error", "no memory")]).error == "no memory"
-
-
-def test_a_device_bounds_the_budget(qwen, monkeypatch):
-    token_bytes = qwen.kv_bytes(1) * 2  # in float32
-    on_device = SimpleNamespace(
-        device=torch.device("cuda"), dtype=torch.float32, window=qwen.window, kv_bytes=qwen.kv_bytes
-    )
-
-    def tell(free, reserved=300, allocated=100):
-        found = {"mem_get_info": (free * token_bytes, 1 << 40)}
-        found |= {"memory_reserved": reserved * token_bytes, "memory_allocated": allocated * token_bytes}
-        for name, value in found.items():
-            monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-        return default_kv_tokens(on_device)
-
-    assert tell(10**9) == default_kv_tokens(qwen) == max(KV_TOKENS, 2 * qwen.window)
-    assert tell(1800) == 1000, "half of what is free or merely kept for later"
-    assert tell(0, 100) == 16, "a block"

@@ -1,7 +1,11 @@
 """Cartridges by name: names that are none, folders that hold none, several at once."""
 
+import threading
+import time
+
 import pytest
 
+from cartridges import compose as composing
 from cartridges.engine.shelf import Shelf
 from cartridges.errors import FormatError, InputError
 from tests.architectures import tiny
@@ -22,6 +26,32 @@ def test_cartridges_come_and_go_by_name(qwen, tmp_path):
     shelf.remove("one")
     with pytest.raises(InputError, match="unknown cartridge 'one'; known: two"):
         shelf.get(["one"])
+
+
+def test_one_composition_at_a_time_and_each_once(qwen, monkeypatch):
+    shelf, under_way, most, made = Shelf(qwen), [], [], []
+    for seed, name in enumerate(("one", "two", "three")):
+        shelf.add(name, make_cartridge(qwen, 4, seed=seed))
+    compose = composing.compose
+
+    def slow(parts, model):
+        under_way.append(parts)
+        most.append(len(under_way))
+        time.sleep(0.05)
+        whole = compose(parts, model)
+        under_way.pop()
+        return whole
+
+    monkeypatch.setattr(composing, "compose", slow)
+    pairs = [["one", "two"], ["two", "three"]] * 4
+    assert shelf.ready(pairs[0]) is None and shelf.ready(["one"]) is shelf.get(["one"])
+    threads = [threading.Thread(target=lambda pair=pair: made.append(shelf.get(pair))) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1] and len({id(whole) for whole in made}) == 2
+    assert shelf.ready(pairs[0]) is shelf.get(pairs[0])
 
 
 @pytest.mark.parametrize("name", ["", "../two", "a/b", ".hidden", "a" * 129, "a\nb", "a b", "naïve"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cartridges.corpus import Corpus
-from cartridges.errors import InputError
+from cartridges.errors import InputError, OtherRun
 from cartridges.evals.benchmark import BenchConfig, bench
 from cartridges.evals.method import Answerer, own_methods
 from cartridges.questions import Item
@@ -59,10 +59,17 @@ def test_a_first_method_that_cannot_be_measured_is_no_reference(engine, short, t
 def test_a_folder_of_another_run_is_told_at_the_first_method(engine, short, tmp_path):
     bench(short, engine, config_of("full_context", "no_context"), tmp_path)
     fewer = replace(short, items=short.items[:1])
-    with pytest.raises(
-        InputError, match=r"first method, full_context, is .* holds answers of another run: task_digest"
-    ):
+    with pytest.raises(OtherRun, match=r"full_context.jsonl holds answers of another run: task_digest"):
         bench(fewer, engine, config_of("full_context", "no_context"), tmp_path)
+
+
+def test_another_size_does_not_replace_what_was_measured(engine, short, tmp_path):
+    bench(short, engine, config_of("no_context", "truncated"), tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    larger = config_of("no_context", "truncated").model_copy(update={"slots": 48})
+    with pytest.raises(OtherRun, match=r"truncated.jsonl holds answers of another run: made_of .* give another folder"):
+        bench(short, engine, larger, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("first", ["full_context", "document"])

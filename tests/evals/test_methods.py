@@ -68,6 +68,13 @@ def test_slots_have_the_size_of_the_budget(name, shop, task):
     assert record.build_s > 0 and len(record.answers) == len(task.items)
 
 
+def test_the_text_is_trained_on_for_as_many_steps_as_the_conversations(shop, tmp_path):
+    config = shop.train.model_copy(update={"max_steps": None, "epochs": 2})
+    whole = Workshop(shop.engine, shop.corpus, tmp_path, 24, shop.study, config)
+    steps = {name: built(name, whole).cartridge.manifest.metrics["steps"] for name in ("cartridge", "raw_text")}
+    assert steps["raw_text"] == steps["cartridge"] > 2
+
+
 def test_what_was_trained_is_not_trained_again(shop):
     first = built("cartridge", shop)
     again = built("cartridge", shop)

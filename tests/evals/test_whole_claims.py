@@ -23,7 +23,7 @@ def lab(tmp_path_factory):
         ("capacity", {"full context", "no context", "cartridge, 20x", "retrieval, BM25, 20x"}),
         ("composition", {"2 together, as they are", "2 together, one sink, keys turned"}),
         ("cost", {"full context", "cartridge, 20x"}),
-        ("data", {"preset (temperature 1.0, top_p 0.95)", "duplicates kept"}),
+        ("data", {"all kinds of seed prompts, temperature 1.0, top_p 0.95", "duplicates kept"}),
         ("initializers", {"attention matching alone", "trained from eviction by attention, published rate"}),
         ("long_corpus", {"cartridge, 20x fewer than the whole text", "truncated to the window"}),
     ],

@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 
 import pytest
@@ -108,6 +110,30 @@ def test_what_cannot_be_used_is_told_and_told_again_until_it_is_mended(model, gi
     shutil.rmtree(late)
     shutil.copytree(given, late)
     assert catalogue.find(["late"]).num_slots == 12
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_cannot_be_read_for_a_moment_is_read_again(model, given, monkeypatch, whole):
+    catalogue = Catalogue.of(model.identity, {"given": given})
+
+    def fail(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "read", fail)
+        with pytest.raises(FormatError, match=r"the cartridge given cannot be read \(Too many open files\); ask again"):
+            catalogue.find(["given"], whole)
+    assert catalogue.find(["given"], whole).num_slots == 12
+
+
+def test_a_change_that_leaves_size_and_time_is_seen(model, given):
+    catalogue, path = Catalogue.of(model.identity, {"given": given}), given / TENSORS
+    catalogue.find(["given"])
+    raw, before = path.read_bytes(), path.stat()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FormatError, match="do not belong together"):
+        catalogue.find(["given"])
 
 
 def test_manifests_alone_tell_all_but_what_is_wrong_with_the_tensors(model, given):

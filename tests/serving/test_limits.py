@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from cartridges import compose as composing
 from cartridges.errors import ConfigError, InputError
 from cartridges.serving.settings import Keys, ServeConfig, read_keys
 from tests.serving.place import ADMIN_KEY, API_KEY, error_of, raw_request, running
@@ -42,6 +43,35 @@ def test_more_than_the_queue_holds_is_refused_until_there_is_room(small):
     assert small.chat().status_code == 200
     assert error_of(small.chat(n=9), 429), "more than the queue ever holds"
     assert "cartridges_refused_total 2.0" in small.client.get("/metrics").text
+
+
+def test_a_pair_is_composed_once_however_many_ask_and_never_for_those_who_find_no_room(
+    served_model, cartridges, monkeypatch
+):
+    compose, calls = composing.compose, []
+
+    def slow(parts, model):
+        calls.append(parts)
+        time.sleep(0.3)
+        return compose(parts, model)
+
+    monkeypatch.setattr(composing, "compose", slow)
+    with running(served_model, cartridges, max_replies=8) as server:
+        threads = [threading.Thread(target=server.chat, kwargs={"model": "ward+firm"}) for _ in range(8)]
+        with server.client.stream("POST", "/v1/chat/completions", json=chat_body(server, n=8, stream=True, **LONG)):
+            assert error_of(server.chat(model="ward+firm"), 429)["code"] == "queue_full"
+            assert calls == []
+        server.settle()
+        num_before = threading.active_count()
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: calls)
+        time.sleep(0.1)  # all of them are there, and wait without a thread of the server's
+        assert threading.active_count() <= num_before + len(threads) + 2
+        for thread in threads:
+            thread.join(60)
+        assert len(calls) == 1
+        server.settle()
 
 
 def chat_body(server, **fields):

@@ -62,6 +62,36 @@ def test_a_text_is_gone_on_with(server, cartridges, served_model):
     assert several["usage"]["prompt_tokens"] == len(ids) + 2, "a prompt counts once, however many replies it gets"
 
 
+def test_without_a_seed_no_two_replies_draw_alike(server, served_model):
+    body = {"model": "ward", "prompt": [served_model.ids("The ward has")] * 3, "max_tokens": 12, "temperature": 1}
+    body |= {"ignore_eos": True, "n": 2, "return_token_ids": True}
+
+    def drawn(**fields):
+        return [tuple(one["token_ids"]) for one in server.post("/v1/completions", {**body, **fields}).json()["choices"]]
+
+    assert len(set(drawn())) == 6
+    seeded = drawn(seed=3)
+    assert seeded[:2] * 3 == seeded and seeded[0] != seeded[1], "a given seed makes of a prompt what it does alone"
+
+
+def test_several_replies_read_their_prompt_once(server):
+    text = "Which of the nine beds stands at the window, and who is in it? " * 4
+    fields = {"temperature": 1, "max_tokens": 6, "return_token_ids": True, "ignore_eos": True}
+    before = server.engine.stats()
+    reply = server.chat(text, n=4, seed=5, **fields).json()
+    after, usage = server.engine.stats(), reply["usage"]
+    num_read = after.num_prompt_tokens - before.num_prompt_tokens
+    num_read -= after.num_cached_tokens - before.num_cached_tokens
+    assert num_read == usage["prompt_tokens"] + 3, "the last id of each prompt is its reply's own"
+    assert usage["prompt_tokens_details"]["cached_tokens"] < 64 < usage["prompt_tokens"]
+    alone = [server.chat(text, seed=5 + choice, **fields).json() for choice in range(4)]
+    assert [one["token_ids"] for one in reply["choices"]] == [one["choices"][0]["token_ids"] for one in alone]
+    assert usage["prompt_tokens"] == alone[0]["usage"]["prompt_tokens"]
+    again = server.chat(text, n=4, seed=5, **fields).json()
+    assert again["choices"] == reply["choices"]
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] - 32
+
+
 def test_a_stream_is_the_reply_in_pieces(server, judge):
     expected = judge(num_new=12)
     events = events_of(server.chat(temperature=0, max_tokens=12, stream=True, stream_options={"include_usage": True}))

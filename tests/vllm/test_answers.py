@@ -99,10 +99,34 @@ def test_what_is_cached_is_not_read_again(server, model):
     assert server.metric("vllm:prefix_cache_hits_total") - cached >= 128
 
 
+def cached_by(server, name, prompt, **more):
+    """How many tokens of a request vLLM had in its prefix cache, and how many came from a cartridge's files."""
+    names = ("vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_hits_total")
+    before = [server.metric(name) for name in names]
+    reply = server.complete(name, prompt, 4, **more)
+    return reply, *(server.metric(name) - was for name, was in zip(names, before, strict=True))
+
+
 def test_a_salt_of_the_client_still_parts_requests(server, model, cartridges):
     prompt = ids_of(model)
     wanted = expected(model, cartridges["whole"], prompt, 4)
-    assert agree(server.complete("whole", prompt, 4, cache_salt="mine"), wanted)
+    found = [cached_by(server, "whole", prompt, cache_salt=salt) for salt in ("mine", "mine", "yours")]
+    assert all(agree(reply, wanted) for reply, _, _ in found)
+    cached, loaded = zip(*(counts for _, *counts in found), strict=True)
+    assert (cached[0], cached[2]) == (0, 0) and cached[1] >= 128
+    assert loaded == (128, 0, 128)
+
+
+def test_a_salt_that_imitates_a_cartridges_finds_nothing_and_leaves_nothing(server, model, cartridges):
+    prompt, digest = ids_of(model), cartridges["whole"].digest
+    placeholders = [0] * cartridges["whole"].num_slots
+    wanted = expected(model, cartridges["whole"], prompt, 4)
+    assert agree(server.complete("whole", prompt, 4, cache_salt="known"), wanted)
+    _, cached, _ = cached_by(server, "pocket", placeholders + prompt, cache_salt=f"cartridge:{digest}:known")
+    assert cached == 0, "the slots are told to nobody"
+    server.complete("pocket", placeholders + prompt, 4, cache_salt=f"cartridge:{digest}:forged")
+    reply, cached, loaded = cached_by(server, "whole", prompt, cache_salt="forged")
+    assert agree(reply, wanted) and (cached, loaded) == (0, 128)
 
 
 def test_streams_and_several_choices(server, model, cartridges):

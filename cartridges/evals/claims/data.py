@@ -22,7 +22,7 @@ def data(lab: Lab) -> Finding:
     context = pocket_context("ward", "test", lab.config.seed, lab.config.num_tokens)
     num = max(64, lab.config.num_conversations // 2)
     usual = SynthesizeConfig.resolve("pocket").question
-    label = f"preset (temperature {usual.temperature}, top_p {usual.top_p})"
+    label = f"all kinds of seed prompts, temperature {usual.temperature}, top_p {usual.top_p}"
     arms: dict[str, tuple[float | None, dict[str, Any]]] = {label: (usual.temperature, {})}
     for temperature in sorted({0.3, 0.6, 1.0, 1.3} - {usual.temperature}):
         arms[f"temperature {temperature}"] = (
@@ -41,8 +41,8 @@ def data(lab: Lab) -> Finding:
         finding.rows.append({"label": label, **found, "dropped": dropped})
         if temperature is not None:
             finding.curves.setdefault("facts covered", []).append([temperature, *[found["facts_covered"]] * 3])
-        if label.startswith("preset"):
-            finding.rows += [{"label": f"preset, {kind}", **ratios} for kind, ratios in by_kind.items()]
+        if label.startswith("all kinds"):
+            finding.rows += [{"label": f"of it, {kind}", **ratios} for kind, ratios in by_kind.items()]
             finding.checks.append(Check("numbers made up", 0.09, found["fabricated_ratio"], at_least=False))
     for points in finding.curves.values():
         points.sort()

@@ -25,7 +25,7 @@ def recipe(lab: Lab) -> Finding:
     general = general_task(lab.config.num_items, avoid=asked)
     text = {"kind": "text", "text": OTHER_TEXT * (1 + num_slots // 16)}
     arms: dict[str, dict[str, Any]] = {
-        "random slots first (preset)": {},
+        "random slots first, as pocket's preset": {},
         "first corpus tokens first": {"initialize": {"kind": "first_tokens"}},
         "sampled pieces of the corpus first": {"initialize": {"kind": "chunks"}},
         "unrelated text first": {"initialize": text},
@@ -49,12 +49,12 @@ def recipe(lab: Lab) -> Finding:
         row = record.row(base)
         row |= {"heldout_loss": round(made.manifest.metrics["heldout_loss"], 4), "general": round(kept.accuracy, 4)}
         finding.rows.append(row)
-    first, random, no_sink = "first corpus tokens first", "random slots first (preset)", "no frozen sink"
+    first, random, no_sink = "first corpus tokens first", "random slots first, as pocket's preset", "no frozen sink"
     finding.checks += [
         lead("first corpus tokens minus random", asked_of[first], asked_of[random]),
         lead("general knowledge, frozen sink minus none", off_corpus[random], off_corpus[no_sink]),
     ]
-    finding.notes.append("half of the preset's steps each, as what counts is the difference between rows")
+    finding.notes.append("half of the other claims' steps each, as what counts is the difference between rows")
     finding.notes.append("made on validation documents, as these are choices; other tables are of test documents")
     finding.about = {"task": task.name, "num_slots": num_slots, "num_items": len(task.items)}
     return finding

@@ -3,6 +3,7 @@
 from cartridges.evals.method import Answerer, Workshop
 from cartridges.initialization import initialize
 from cartridges.recipe import TrainConfig
+from cartridges.rows import RowPlan
 from cartridges.synthesis import study_seconds
 from cartridges.training import train
 
@@ -37,12 +38,15 @@ def untrained(workshop: Workshop) -> Answerer:
 
 def trained(workshop: Workshop, objective: str) -> Answerer:
     """Slots trained for an objective, in a run folder of their own."""
-    config = TrainConfig.resolve(
-        values={**workshop.train.model_dump(), "slots": workshop.num_slots, "objective": objective}
-    )
-    dataset = None if objective == "text" else workshop.study()
+    model, corpus = workshop.engine.model, workshop.corpus
+    values = {**workshop.train.model_dump(), "slots": workshop.num_slots}
+    dataset = workshop.study() if objective != "text" or not workshop.train.max_steps else None
+    if objective == "text" and dataset is not None:  # an epoch of the text is a few rows
+        values["max_steps"] = RowPlan.of(dataset, model, corpus, TrainConfig.resolve(values=values)).num_steps
+        dataset = None
+    config = TrainConfig.resolve(values={**values, "objective": objective})
     folder = workshop.folder / f"{objective}-{workshop.num_slots}"
-    made = train(dataset, workshop.engine.model, workshop.corpus, config, folder, name=f"{objective}-{config.slots}")
+    made = train(dataset, model, corpus, config, folder, name=f"{objective}-{config.slots}")
     seconds = float(made.manifest.metrics["seconds"])
     if dataset is not None:
         seconds += study_seconds(dataset)
