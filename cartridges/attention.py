@@ -1,17 +1,15 @@
 """The one attention function: packed conversations, each behind the slots of one cartridge, on unmodified models.
 
-It is registered with transformers and gets its row through the model's keyword arguments, so gradient checkpointing
-works. Global is only who trains which model, and which engines are at it, as both swap the name of its attention. Every
-token sees the P slots, at positions 0..P-1, and the earlier tokens of its own conversation, which starts at position P;
-layers with a sliding window see what the window leaves of that. The whole of it is differentiable in keys and values.
+It is registered with transformers and gets its row through the model's keyword arguments, so there is no global state
+and gradient checkpointing works. Every token sees the P slots, at positions 0..P-1, and the earlier tokens of its own
+conversation, which starts at position P; layers with a sliding window see what the window leaves of that. The whole of
+it is differentiable in keys and values.
 
 Shapes: T tokens of a packed row, S conversations in it, C tokens of the longest, P slots, N query heads, G key/value
 heads, R = N / G, H head size, D model dim.
 """
 
 import math
-import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +25,11 @@ from cartridges.cpu_flash import attend_by_cpu_flash
 from cartridges.errors import InputError
 from cartridges.flash import Spans, attend_by_flash, has_flash, spans_of
 from cartridges.model import Model
+from cartridges.sharing import alone
 
 NAME = "cartridge_prefix"
 MAX_SCORES = 1 << 26  # numbers in the score tensors of one layer, above which they are not materialised
 MIN_SCORES = {torch.float32: 0, torch.bfloat16: 1 << 22}  # above which the CPU's flash kernel is as fast as they are
-_CHANGED = threading.Condition()
-_TRAINING: dict[int, list[int]] = {}  # by the address of a model's configuration: the thread, as often as it entered
-_CALLS: Counter[int] = Counter()  # engines' calls under way
 
 
 @dataclass
@@ -270,62 +266,18 @@ AttentionInterface.register(NAME, cartridge_attention)
 AttentionMaskInterface.register(NAME, cast(Any, _no_mask))
 
 
-def _refuse_others(config: Any) -> None:
-    if any(thread != threading.get_ident() for thread in _TRAINING.get(id(config), [])):
-        raise InputError(
-            "given a model that another thread trains, expected one that is free; wait until it is trained, or load it "
-            "once more"
-        )
-
-
-@contextmanager
-def calling(config: Any) -> Iterator[None]:
-    """For a call of an engine on the model with this configuration. Raises InputError while another thread trains it.
-
-    Training begins when the calls under way have ended.
-    """
-    with _CHANGED:
-        _refuse_others(config)
-        _CALLS[id(config)] += 1
-    try:
-        yield
-    finally:
-        with _CHANGED:
-            _CALLS[id(config)] -= 1
-            if not _CALLS[id(config)]:
-                del _CALLS[id(config)]
-                _CHANGED.notify_all()
-
-
-@contextmanager
-def _training(config: Any) -> Iterator[None]:
-    with _CHANGED:
-        _refuse_others(config)
-        _TRAINING.setdefault(id(config), []).append(threading.get_ident())
-    try:
-        with _CHANGED:
-            _CHANGED.wait_for(lambda: not _CALLS[id(config)])
-        yield
-    finally:
-        with _CHANGED:
-            _TRAINING[id(config)].pop()
-            if not _TRAINING[id(config)]:
-                del _TRAINING[id(config)]
-
-
 @contextmanager
 def attend(model: Model, checkpointing: bool = False, name: str = NAME) -> Iterator[None]:
     """Meanwhile the model's layers use `cartridge_attention`, and with `checkpointing` keep no activations.
 
     `name` is that under which another function of its form is registered, to be used instead.
 
-    The backward pass of a checkpointed forward pass has to happen in here too. Other threads cannot use the model
-    meanwhile: InputError is raised for them, and here where another one is within.
+    The backward pass of a checkpointed forward pass has to happen in here too. Engines on the model wait meanwhile.
     """
     layers = [module for module in model.hf.modules() if isinstance(module, GradientCheckpointingLayer)]
     if checkpointing and not layers:
         raise InputError(f"{model.identity.model_id} cannot checkpoint its layers; set checkpointing=false")
-    with _training(model.hf.config):
+    with alone(model.hf.config):
         before: Any = model.hf.config._attn_implementation
         model.hf.set_attn_implementation(name)
         if checkpointing:

@@ -18,8 +18,9 @@ from pydantic import Field
 from cartridges.cartridge import Cartridge
 from cartridges.clients.base import Client
 from cartridges.config import Config
+from cartridges.conversation import opening
 from cartridges.corpus import Corpus
-from cartridges.dataset import Dataset
+from cartridges.dataset import SPLIT, Dataset
 from cartridges.engine.engine import Engine
 from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.evaluation import EvaluateConfig, evaluate
@@ -202,13 +203,18 @@ def claim_source(out: Path, corpus: Corpus, source: Mapping[str, Sequence[str]])
 def heldout_items(dataset: Dataset, trained: Cartridge | TrainConfig) -> list[Item]:
     """What the training of a cartridge, or one of this configuration, holds out, as questions that nothing scores.
 
-    Questions about the corpus alone, each once. Raises InputError for a cartridge that no training made.
+    Questions about the corpus alone, each once. Raises InputError for a cartridge that no training made, or one of an
+    older version, which held out others.
     """
-    told = trained.manifest.training if isinstance(trained, Cartridge) else trained.model_dump()
-    if "holdout_share" not in told:
-        raise InputError("given a cartridge that was not trained, expected one of `train`; nothing was held out for it")
+    told = trained.manifest.training if isinstance(trained, Cartridge) else {**trained.model_dump(), "split": SPLIT}
+    if told.get("split") != SPLIT:
+        raise InputError(
+            "given a cartridge that was not trained, or by an older version, expected one of `train`; "
+            "what was held out for it is not known: train anew"
+        )
     _, heldout = dataset.split(told["holdout_share"], told["seed"])
-    first = {talk.messages[0]["content"]: talk for talk in reversed(list(heldout.conversations)) if talk.document}
+    talks = [talk for talk in heldout.conversations if talk.document]
+    first = {opening(talk.messages, talk.index): talk for talk in reversed(talks)}
     return [
         Item(talk.messages[0]["content"], talk.messages[1]["content"], document=talk.document, kind=talk.seed_kind)
         for talk in sorted(first.values(), key=lambda talk: talk.index)
@@ -241,7 +247,7 @@ def measured(
 ) -> Results:
     """The results in the folder if they are of these very cartridges and questions, else new ones."""
     path, stamp_path = out / RESULTS, out / "measured.json"
-    asked = items or heldout_items(dataset, config.train)
+    asked = items or heldout_items(dataset, next(iter(cartridges.values())))
     stamp = {
         "cartridges": [cartridge.digest for cartridge in cartridges.values()],
         "items": [asdict(item) for item in asked],

@@ -123,7 +123,11 @@ def _validated(
         values = _merged(values, layer)
     for last_try in (False, True):
         try:
-            return cls.model_validate(values)
+            found = cls.model_validate(values)
+            for path, problem in unread.items():
+                if not _is_text(cls, path):  # a field of any kind took it for text
+                    raise problem
+            return found
         except ValidationError as error:
             details = error.errors(include_url=False)
             for e in details:
@@ -176,6 +180,15 @@ def _keys_at(cls: type[Config], path: tuple[str, ...]) -> list[str]:
         found = [m for model in models if (f := model.model_fields.get(part)) for m in _models_in(f.annotation)]
         models = found or models  # parts such as list indices and union tags name no field
     return sorted({name for model in models for name in model.model_fields})
+
+
+def _is_text(cls: type[Config], path: tuple[str, ...]) -> bool:
+    """Whether the field at `path` is text or a path, and nothing else that YAML knows."""
+    models: list[type[BaseModel]] = [cls]
+    for part in path[:-1]:
+        models = [m for model in models if (f := model.model_fields.get(part)) for m in _models_in(f.annotation)]
+    kinds = [f.annotation for model in models if (f := model.model_fields.get(path[-1]))]
+    return bool(kinds) and all({*(get_args(kind) or [kind])} <= {str, Path, type(None)} for kind in kinds)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

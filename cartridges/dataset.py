@@ -19,6 +19,7 @@ from cartridges.run_folder import write_json, write_whole
 from cartridges.shards import Shard, encoded
 
 MANIFEST = "manifest.json"
+SPLIT = "by first message"  # how the sides of a split are drawn; what was trained with another way does not mix
 SHARD_NAME = re.compile(r"shard-(\d+)\.parquet")
 
 
@@ -129,7 +130,7 @@ class Dataset:
     def release(self) -> None:
         """Forget what was read from disk; it is read again when asked for."""
         for shard in getattr(self.conversations, "shards", ()):
-            shard.groups.clear()
+            shard.release()
 
     def preview(self, num_shown: int) -> str:
         """`num_shown` conversations, spread over the dataset, as text. Raises InputError where that is less than 1."""

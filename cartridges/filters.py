@@ -39,19 +39,20 @@ class FilterConfig(Config):
         return {**switches, UNTOLD: self.untold}.get(verdict, True)
 
 
-# Some templates open the thoughts at the prompt's end, so that a reply holds their closing tag alone.
+# Some templates open the thoughts at the prompt's end, so that a reply holds their closing tag alone, on its own line.
 _THOUGHTS = re.compile(
-    r"\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>|<think(?:ing)?>.*?</think(?:ing)?>",
-    re.S,
+    r"\A(?:(?!<think(?:ing)?>).)*?^</think(?:ing)?>[^\S\n]*$|<think(?:ing)?>.*?</think(?:ing)?>",
+    re.S | re.M,
 )
 _LABEL = re.compile(
     r"^(?:\*\*)?(?:user|user's message|user message|message|question|prompt)(?:\*\*)?\s*:(?:\*\*)?\s+", re.I
 )
 _QUOTES = {'"': '"', "“": "”", "„": "“", "'": "'", "`": "`", "«": "»"}
-# A role alone on its line; as "model:" it may also be a key of YAML, which then opens an indented block.
+# A role alone on its line; as "model:" or "user:" it may also be a key of YAML, which then opens an indented block.
 _ROLES = re.compile(
     r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?think(?:ing)?>"
-    r"|^(?:system|user|assistant|model)[^\S\n]*(?:$|:[^\S\n]*$(?!\s*\n[ \t]+\S))",
+    r"|^(?:system|user|assistant|model)[^\S\n]*$|^assistant[^\S\n]*:[^\S\n]*$"
+    r"|^(?:system|user|model)[^\S\n]*:[^\S\n]*$(?!\s*\n[ \t]+\S)",
     re.I | re.M,
 )
 _UNTOLD = re.compile(
@@ -86,16 +87,15 @@ def clean_message(text: str) -> str:
 
 
 def split_messages(text: str) -> list[str]:
-    r"""The messages of a text that was to hold several: numbered ones, else dashed ones, else one a line.
+    r"""The messages of a text that was to hold several: numbered or dashed ones, as the first is, else one a line.
 
-    Lines without such a mark, dashed ones among numbers too, go on with the message above them; what stands before the
-    first is left out.
+    Lines without that mark go on with the message above them; what stands before the first is left out.
 
     >>> split_messages("Here they are:\n1. Who is it?\n2) When\nand where?")
     ['Who is it?', 'When\nand where?']
     """
     lines = without_thoughts(text).splitlines()
-    mark = next((mark for mark in (_NUMBERED, _DASHED) if any(map(mark.match, lines))), None)
+    mark = next((mark for line in lines for mark in (_NUMBERED, _DASHED) if mark.match(line)), None)
     if mark is None:
         return [message for line in lines if (message := clean_message(line))]
     messages: list[list[str]] = []

@@ -12,6 +12,7 @@ from torch import nn
 
 from cartridges.errors import InputError
 from cartridges.model import Model
+from cartridges.sharing import alone
 
 OUTPUTS = ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "w2")
 PROBE_TOLERANCE = 0.05  # of the probe's norm; bfloat16 rounds the block's output by less
@@ -100,7 +101,8 @@ def check_residual(model: Model, mlp: Mlp) -> None:
     try:
         for _ in range(2):
             try:
-                model.hf.get_decoder()(input_ids=ids, use_cache=False)
+                with alone(model.hf.config):
+                    model.hf.get_decoder()(input_ids=ids, use_cache=False)
             except Reached:
                 scale = seen[0].square().mean().sqrt().clamp(min=1e-3)
                 drawn = torch.randn(seen[0].shape[-1], generator=torch.Generator().manual_seed(0))

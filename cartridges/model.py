@@ -28,6 +28,7 @@ from cartridges.errors import FormatError, InputError
 from cartridges.pocket import WEIGHTS
 from cartridges.pocket.model import check_files
 from cartridges.pocket.tokenizer import OPTIONS, SPECIALS
+from cartridges.sharing import alone
 from cartridges.template import ChatFormat
 
 POCKET = "pocket"
@@ -243,8 +244,8 @@ def prefix_kv(model: Model, ids: list[int]) -> tuple[list[torch.Tensor], list[to
     if not ids:
         raise InputError("given no tokens for a prefix, expected at least one")
     cache = DynamicCache()
-    model.hf(
-        input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
+    ids_1T = torch.tensor([ids], device=model.device)
+    with alone(model.hf.config):
+        model.hf(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1)
     layers: list[Any] = list(cache.layers)
     return [layer.keys[0].clone() for layer in layers], [layer.values[0].clone() for layer in layers]

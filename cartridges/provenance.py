@@ -45,8 +45,8 @@ def package_version(name: str) -> str | None:
 def commit() -> str | None:
     """The commit of this package's own checkout, such as "074a7b0aa866+changes.1a2b3c4d" where code differs from it.
 
-    The last part tells one state of changed code from another. Result files and pages do not count: a long measurement
-    writes them as it goes. Asked once a process, as what is changed later does not run in it.
+    The last part tells one state of changed code from another. Tests, result files and pages do not count: a long
+    measurement writes them as it goes. Asked once a process, as what is changed later does not run in it.
     """
     return commit_of(Path(__file__).parent)
 
@@ -58,8 +58,9 @@ def commit_of(package: Path) -> str | None:
         return None
     try:
         found = _git(root, "describe", "--always", "--abbrev=12", "--exclude=*")
-        changes = _git(root, "diff", "HEAD", *_DIFF, "--", "*.py", "*.yaml", "*.safetensors")
-        names = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", f"{package.name}/*.py")
+        counted = [f"{top}/*.{kind}" for top in (package.name, "benchmarks") for kind in ("py", "yaml", "safetensors")]
+        changes = _git(root, "diff", "HEAD", *_DIFF, "--", *counted)
+        names = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *counted)
         for name in filter(None, names.split(b"\0")):
             changes += b"\0" + name + b"\0" + (root / os.fsdecode(name)).read_bytes()
         return found.decode() + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")

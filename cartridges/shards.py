@@ -73,8 +73,16 @@ class Shard:
     def openings(self) -> list[str]:
         """What each conversation begins with; read without the rest of it."""
         with _open_parquet(self.path) as file:
-            messages = file.read(columns=["messages"]).column("messages").to_pylist()
-        return [opening(said or [], index) for said, index in zip(messages, self.indices, strict=True)]
+            column = file.read(columns=["messages"]).column("messages").to_pylist()
+            for said, index in zip(column, self.indices, strict=True):
+                if any(not message or message["content"] is None for message in said or []):
+                    raise FormatError(f"conversation {index} has a message without content, expected text")
+        return [opening(said or [], index) for said, index in zip(column, self.indices, strict=True)]
+
+    def release(self) -> None:
+        """Forget what was read; it is read again when asked for."""
+        self.groups.clear()
+        self.__dict__.pop("openings", None)
 
     def conversation(self, row: int) -> Conversation:
         """The conversation in row `row` of the file. Raises FormatError where its group is damaged."""

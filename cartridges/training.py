@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from cartridges.attention import PackedPrefix, attend, packed_hidden
 from cartridges.cartridge import MANIFEST, Cartridge
 from cartridges.corpus import Corpus
-from cartridges.dataset import Dataset
+from cartridges.dataset import SPLIT, Dataset
 from cartridges.errors import CartridgesError, ConfigError, FormatError, InterruptedRun
 from cartridges.initialization import initialize
 from cartridges.log import Bar, MetricsLog, plot_curves, progress
@@ -213,6 +213,7 @@ class Run:
         return {
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset_digest,
+            "split": SPLIT,
             "corpus": start.corpus_digest,
             "model": start.model.weights_digest,
             "initializer": start.initializer,
@@ -274,7 +275,7 @@ class Run:
         told = {
             "name": name,
             "dataset_digest": self.dataset_digest,
-            "training": {**self.config.model_dump(mode="json"), "precision": self.precision},
+            "training": {**self.config.model_dump(mode="json"), "precision": self.precision, "split": SPLIT},
             "metrics": metrics,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

@@ -1,4 +1,4 @@
-"""Every field of every configuration, from the classes themselves."""
+"""Every field that the commands on the page take, from the configurations themselves."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin

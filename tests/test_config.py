@@ -1,7 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field, ValidationError, field_validator
@@ -152,6 +152,17 @@ def test_what_yaml_cannot_read_is_told_in_one_line(tmp_path, value, problem):
     file = tmp_path / "train.yaml"
     file.write_text(f"seed: {value}\n")
     assert f"is not valid YAML: {problem}" in refused(file=file)
+
+
+def test_what_yaml_cannot_read_is_no_text_where_any_value_may_stand():
+    class Loose(Config):
+        anything: dict[str, Any] = {}
+        either: int | str = 0
+
+    assert Loose.resolve(overrides=["anything.path=[a, b]", "either=x"]).anything == {"path": ["a", "b"]}
+    for wrong in ("anything.path=[a, b", "either=[a"):
+        with pytest.raises(ConfigError, match="expected a YAML value after '='"):
+            Loose.resolve(overrides=[wrong])
 
 
 def test_the_last_override_of_a_field_is_the_one_that_is_judged():

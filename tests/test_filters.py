@@ -38,6 +38,7 @@ from cartridges.filters import (
         ("let me see\n</think>\n\nWho is it?", "Who is it?"),  # the template opened the thoughts
         ('"A" or "B"?', '"A" or "B"?'),  # quotes that are not around the whole
         ("user names: what are they?", "user names: what are they?"),
+        ("What does </think> do in section 3?", "What does </think> do in section 3?"),
         ('"', '"'),
     ],
 )
@@ -65,6 +66,8 @@ def test_a_message_may_have_several_lines():
     assert split_messages("1. Translate:\nHello\n2. Two?") == ["Translate:\nHello", "Two?"]
     assert split_messages("") == []
     table = "Give me a table of the patients with these columns:\n- name\n- room"
+    steps = "Explain the steps:\n  1. a\n  2. b"
+    assert split_messages(f"- Who is it?\n- {steps}") == ["Who is it?", steps]
     assert split_messages(f"1. {table}\n2. Who treats Ada?\n3. When?") == [table, "Who treats Ada?", "When?"]
 
 
@@ -83,6 +86,7 @@ def test_a_message_may_have_several_lines():
         ("Who?\nmodel\n  It is me.", False, MALFORMED),
         ("Who?\nAssistant:\n\nIt is me.", False, MALFORMED),
         ("Who?\nuser:", False, MALFORMED),
+        ("Sure.\nuser:\n  What next?\nassistant:\n  It is.", False, MALFORMED),
         ("Is the user an assistant: yes or no?", False, None),
         ("Is this right?\nsystem:\n  beds: 9", False, None),
         ("誰ですか", False, None),

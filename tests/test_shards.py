@@ -20,6 +20,18 @@ def test_openings_are_read_without_the_rest(folder):
     assert shard.openings == [f"who is № {index}?" for index in shard.indices] and not shard.groups
 
 
+def test_a_message_without_content_is_told(folder):
+    def emptied(table):
+        messages = [[{"role": "user", "content": None}] for _ in range(len(table))]
+        kind = table.schema.field("messages").type
+        return table.set_column(table.schema.get_field_index("messages"), "messages", pa.array(messages, kind))
+
+    path = folder / "shard-00000.parquet"
+    pq.write_table(emptied(pq.read_table(path)), path)
+    message = refused(FormatError, lambda: Dataset.load(path).split(0.5, 0))
+    assert "has a message without content, expected text" in message
+
+
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_a_shard_cut_short_is_told(folder, share):
     path = folder / "shard-00002.parquet"

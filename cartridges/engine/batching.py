@@ -120,8 +120,13 @@ class Batching:
                 self._end(sequence, "abort")
 
     def _read_alone(self, reader: Sequence) -> None:
+        """Read a shared beginning to its end, or until nobody waits for it any more."""
         while reader in self.scheduler.running:
             self._read([Chunk(reader, min(reader.num_unread, self.scheduler.max_step_tokens))])
+            self.clear_aborted()
+            keys = {shared_key(waiting) for waiting in self.scheduler.waiting if waiting.shared_len}
+            if reader.fills not in keys and reader in self.scheduler.running:
+                self._leave(reader)
 
     def _read(self, chunks: Many[Chunk]) -> None:
         try:

@@ -5,21 +5,21 @@ from pathlib import Path
 import psutil
 import torch
 
-from cartridges.engine.blocks import BLOCK
 from cartridges.model import Model
 
 KV_TOKENS = 65536
+MIN_TOKENS = 1024
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 
 def default_kv_tokens(model: Model) -> int:
     """65,536 tokens, or twice the window where that is more, but at most what half of the free memory holds.
 
-    Half, as rows are copied as they grow, and a step needs memory itself.
+    Half, as rows are copied as they grow, and a step needs memory itself. Never less than 1,024.
     """
     most = max(KV_TOKENS, 2 * model.window)
     token_bytes = model.kv_bytes(1) * model.dtype.itemsize // 2
-    return max(BLOCK, min(most, free_bytes(model.device) // (2 * token_bytes)))
+    return max(MIN_TOKENS, min(most, free_bytes(model.device) // (2 * token_bytes)))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -188,7 +188,7 @@ class Engine:
         if needed > total:
             raise InputError(
                 f"{label} needs room for {needed} tokens, expected at most {total}; raise "
-                "kv_tokens_total, or give a shorter prompt or fewer new tokens"
+                "kv_tokens_total (which free memory bounds by default), or give a shorter prompt or fewer new tokens"
             )
 
     def _needed(self, request: Request, num_new: int, shared_len: int) -> int:

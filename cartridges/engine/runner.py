@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from cartridges.attention import calling
 from cartridges.cartridge import Cartridge
 from cartridges.engine.attention import configs_of, engine_attention
 from cartridges.engine.graphs import Graphs
@@ -21,6 +20,7 @@ from cartridges.engine.step import Step
 from cartridges.errors import InputError
 from cartridges.flash import has_flash
 from cartridges.model import Model
+from cartridges.sharing import together
 
 MAX_LOGITS = 1 << 27  # numbers in the logits of one call: 512 MiB
 
@@ -52,12 +52,14 @@ class Runner:
         The logits are good until the next call.
         """
         step, chunks = self.steps.make(chunks)
-        return self.graphs.run(step) if self.graphs else self._forward(step), chunks
+        hf: Any = self.model.hf
+        with together(hf.config):
+            return self.graphs.run(step) if self.graphs else self._forward(step), chunks
 
     def _forward(self, step: Step) -> torch.Tensor:
         hf: Any = self.model.hf
         bf16 = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast_bf16 and self.model.device.type == "cpu")
-        with calling(hf.config), engine_attention(self._configs), self._wide.by_onednn(), bf16:
+        with engine_attention(self._configs), self._wide.by_onednn(), bf16:
             found = hf(
                 input_ids=step.ids_T[None],
                 position_ids=step.positions_T[None],

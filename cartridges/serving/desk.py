@@ -50,7 +50,7 @@ class Desk:
         self._thinking: ChatFormat | None = None
         self._mailbox: Mailbox | None = None
         self._workers = ThreadPoolExecutor(2, "serving")
-        self._composing = asyncio.Lock()
+        self._composing: asyncio.Lock | None = None
 
     @property
     def base(self) -> str:
@@ -70,28 +70,44 @@ class Desk:
         """Through which the engine's thread reaches the loop that runs."""
         loop = asyncio.get_running_loop()
         if self._mailbox is None or self._mailbox.loop is not loop:
-            self._mailbox = Mailbox(loop)
+            self._mailbox, self._composing = Mailbox(loop), asyncio.Lock()
         return self._mailbox
 
     async def work(self, call: Callable[[], Made]) -> Made:
         """The result of a call that takes its time."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-    async def cartridge_of(self, names: Sequence[str]) -> "Cartridge | None":
-        """The cartridge of these names. Several are composed in a thread that ends: one that lives on keeps its pool
-        of OpenMP threads, which slows the engine's. There is one at a time, however many ask.
+    async def cartridge_of(self, names: Sequence[str], num_replies: int) -> "Cartridge | None":
+        """The cartridge of these names, for so many replies. Raises ApiError where that takes too long.
+
+        Several are composed one at a time, however many ask; who waits for that counts among the open replies.
         """
         if not names:
             return None
-        shelf = self.engine.shelf
-        if (ready := shelf.ready(names)) is not None:
+        if (ready := self.engine.shelf.ready(names)) is not None:
             return ready
+        self.num_open += num_replies
+        try:
+            async with asyncio.timeout(self.config.reply_s):
+                return await self._composed(names)
+        except TimeoutError:
+            raise self.too_late() from None
+        finally:
+            self.num_open -= num_replies
+
+    async def _composed(self, names: Sequence[str]) -> "Cartridge":
+        """Composed in a thread that ends: one that lives on keeps its OpenMP pool, which slows the engine's."""
+        self.mailbox()
+        assert self._composing is not None
         async with self._composing:
-            composing = ThreadPoolExecutor(1, "composing")
+            pool = ThreadPoolExecutor(1, "composing")
+            made = asyncio.get_running_loop().run_in_executor(pool, self.engine.shelf.get, names)
+            pool.shutdown(wait=False)
             try:
-                return await asyncio.get_running_loop().run_in_executor(composing, shelf.get, names)
-            finally:
-                composing.shutdown(wait=False)  # a client that leaves meanwhile must not hold up the loop
+                return await asyncio.shield(made)
+            except asyncio.CancelledError:  # the client has left, or waited too long; its turn ends with its thread
+                await asyncio.wait([made])
+                raise
 
     def names_of(self, asked: Sampling) -> list[str]:
         """Which cartridges are meant by the model's name and the field `cartridges`."""
@@ -140,7 +156,7 @@ class Desk:
                 "n",
             )
         self.check_queue(len(ids) * num_choices)  # before anything is composed
-        cartridge = await self.cartridge_of(names)
+        cartridge = await self.cartridge_of(names, len(ids) * num_choices)
         seed = secrets.randbits(62) if asked.seed is None else asked.seed & (2**63 - 1)
         # a given seed makes a prompt's replies what they are alone; else no two replies draw alike
         seeds_apart = num_choices if asked.seed is None else 0
@@ -198,6 +214,10 @@ class Desk:
                 429,
                 {"Retry-After": str(self.config.retry_after_s)},
             )
+
+    def too_late(self) -> ApiError:
+        """What is said to those who have waited too long."""
+        return ApiError(f"no reply within {self.config.reply_s:g} seconds", None, "timeout", 504)
 
     def closing_down(self) -> ApiError:
         """What is said to those who come too late."""
@@ -283,8 +303,7 @@ class Replies:
                     await self._news.wait()
         except TimeoutError:
             self.abort()
-            limit = self.desk.config.reply_s
-            raise ApiError(f"no reply within {limit:g} seconds", None, "timeout", 504) from None
+            raise self.desk.too_late() from None
 
     async def results(self) -> list[Result]:
         """The results of replies that have ended."""

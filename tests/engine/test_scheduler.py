@@ -10,7 +10,7 @@ from cartridges.engine.engine import Engine
 from cartridges.engine.request import Request
 from cartridges.engine.scheduler import Scheduler, Sequence
 from cartridges.errors import CartridgesError
-from tests.engine.judges import NEVER, checked, ids_of, judge_generate
+from tests.engine.judges import NEVER, checked, ids_of, in_small_steps, judge_generate
 
 
 class Nowhere:
@@ -96,6 +96,28 @@ def test_what_a_shared_beginning_finds_is_told_as_cached(qwen):
         handles = [engine.submit(Request(text, 2, shared_len=69, stop_ids=NEVER)) for _ in range(3)]
     assert [handle.result(60).num_cached_tokens for handle in handles] == [32, 69, 69]
     engine.close()
+
+
+def test_a_beginning_is_not_read_on_when_nobody_waits_for_it(qwen, monkeypatch):
+    engine = in_small_steps(Engine(qwen), 16)
+    read, calls, handles = engine.batching.runner.read, [], []
+
+    def counted(chunks):
+        calls.append(chunks)
+        if len(calls) == 2:
+            for handle in handles:
+                handle.abort()
+        return read(chunks)
+
+    monkeypatch.setattr(engine.batching.runner, "read", counted)
+    monkeypatch.setattr(engine, "start", lambda: None)  # steps are made here
+    ids = tuple(ids_of(qwen, 7, 400))
+    handles += [engine.submit(Request(ids, 4, seed=seed, shared_len=400)) for seed in (0, 1)]
+    for _ in range(40):
+        engine.batching.step()
+    assert len(calls) == 2 and all(handle.result().finish_reason == "abort" for handle in handles)
+    engine.check()
+    assert engine.stats().kv_tokens_used == 0
 
 
 def test_a_cartridge_without_digest_is_held_as_long_as_it_is_known():

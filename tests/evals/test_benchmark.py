@@ -59,7 +59,7 @@ def test_a_first_method_that_cannot_be_measured_is_no_reference(engine, short, t
 def test_a_folder_of_another_run_is_told_at_the_first_method(engine, short, tmp_path):
     bench(short, engine, config_of("full_context", "no_context"), tmp_path)
     fewer = replace(short, items=short.items[:1])
-    with pytest.raises(OtherRun, match=r"full_context.jsonl holds answers of another run: task_digest"):
+    with pytest.raises(OtherRun, match=r"holds a benchmark with task '.*' \(now '.*'\)"):
         bench(fewer, engine, config_of("full_context", "no_context"), tmp_path)
 
 
@@ -67,8 +67,13 @@ def test_another_size_does_not_replace_what_was_measured(engine, short, tmp_path
     bench(short, engine, config_of("no_context", "truncated"), tmp_path)
     before = (tmp_path / "results.json").read_bytes()
     larger = config_of("no_context", "truncated").model_copy(update={"slots": 48})
-    with pytest.raises(OtherRun, match=r"truncated.jsonl holds answers of another run: made_of .* give another folder"):
-        bench(short, engine, larger, tmp_path)
+    own_methods["untold"] = lambda workshop: pytest.fail("nothing may be built before the folder is looked at")
+    try:
+        message = r"holds a benchmark with slots 24 \(now 48\); give another folder with --out"
+        with pytest.raises(OtherRun, match=message):
+            bench(short, engine, larger.model_copy(update={"methods": ["untold"]}), tmp_path)
+    finally:
+        del own_methods["untold"]
     assert (tmp_path / "results.json").read_bytes() == before
 
 

@@ -68,6 +68,7 @@ def test_a_pair_is_composed_once_however_many_ask_and_never_for_those_who_find_n
         wait_until(lambda: calls)
         time.sleep(0.1)  # all of them are there, and wait without a thread of the server's
         assert threading.active_count() <= num_before + len(threads) + 2
+        assert error_of(server.chat(), 429)["code"] == "queue_full", "those who wait for it count"
         for thread in threads:
             thread.join(60)
         assert len(calls) == 1

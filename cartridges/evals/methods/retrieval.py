@@ -18,6 +18,7 @@ from cartridges.chunking import ChunkConfig, Chunker
 from cartridges.evals.method import Answerer, Workshop
 from cartridges.model import Model
 from cartridges.questions import Item
+from cartridges.sharing import alone
 
 K1, B = 1.2, 0.75
 PIECE_LEN = 96  # tokens; smaller pieces for budgets that hold less than two
@@ -102,7 +103,8 @@ def own_vectors(model: Model, texts: Sequence[str]) -> np.ndarray:
     found = []
     for text in texts:
         ids = torch.tensor([model.ids(text)], device=model.device)
-        found.append(decoder(input_ids=ids, use_cache=False).last_hidden_state[0].mean(0).float().cpu().numpy())
+        with alone(model.hf.config):
+            found.append(decoder(input_ids=ids, use_cache=False).last_hidden_state[0].mean(0).float().cpu().numpy())
     return np.stack(found)
 
 
