@@ -45,6 +45,7 @@ def command(
     from cartridges.corpus import Corpus
     from cartridges.dataset import Dataset
 
+    say = click.echo if os.environ.get("RANK", "0") == "0" else _say_nothing  # one of several processes tells
     dataset = Dataset.load(data[0]) if data else None
     corpus = Corpus.from_path(*docs, include=include, exclude=exclude) if docs else None
     if dataset and corpus and dataset.manifest.get("corpus_digest", corpus.digest) != corpus.digest:
@@ -58,23 +59,28 @@ def command(
     from cartridges.writer import load_writer
 
     if dataset and dataset.manifest.get("is_finished") is False:
-        click.echo(f"note: the self-study in {data[0]} is not finished; training on what is there")
+        say(f"note: the self-study in {data[0]} is not finished; training on what is there")
     place = device_of_process(device)
     loaded = load_writer(dataset, model, place, str(data[0])) if dataset else load_model(model or POCKET, place)
     chosen = preset or loaded.profile
     config = TrainConfig.resolve(chosen, config_file, overrides)
-    click.echo(f"model: {loaded.identity.model_id}; preset: {chosen}; {config.slots} slots")
+    say(f"model: {loaded.identity.model_id}; preset: {chosen}; {config.slots} slots")
     cartridge = train(dataset, loaded, corpus, config, out, name)
     metrics = cartridge.manifest.metrics
     loss = f", held-out loss {metrics['heldout_loss']:.4f} nats a token" if "heldout_loss" in metrics else ""
-    click.echo(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{loss}")
-    click.echo(f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}")
+    say(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{loss}")
+    say(f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}")
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def device_of_process(device: str) -> str:
     """The device of this process, one of its own for each under torchrun."""
     if device == "cpu" or "LOCAL_RANK" not in os.environ:
         return device
+    import torch
     from accelerate import PartialState
 
-    return str(PartialState().device)
+    return str(PartialState(cpu=not torch.cuda.is_available()).device)

@@ -1,12 +1,14 @@
 """`cartridges train` on a tiny random model: what it makes is what `train` makes, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 from cartridges.cartridge import Cartridge
 from cartridges.conversation import Conversation, TopK
@@ -71,6 +73,23 @@ def test_it_makes_the_cartridge_that_train_makes(call, place, tmp_path):
     assert lines[1].startswith("4 steps in ")
     assert f"held-out loss {made.manifest.metrics['heldout_loss']:.4f} nats a token" in lines[1]
     assert lines[2] == f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}"
+
+
+def test_torchrun_shares_the_rows_of_a_step_among_processes(place, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "cartridges"]
+    arguments = ["train", place.data, "--docs", place.docs, "--out", tmp_path / "two", *SMALL, "rows_per_step=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)  # the command finds out by itself
+    done = subprocess.run(
+        [*launch, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("The cartridge is in ") == 1
+    config = TrainConfig.resolve("pocket", None, [*SMALL, "rows_per_step=2"])
+    alone = train(Dataset.load(place.data), place.model, Corpus.from_path(place.docs), config, tmp_path / "one")
+    two = Cartridge.load(tmp_path / "two" / "cartridge")
+    for a, b in zip(two.keys + two.values, alone.keys + alone.values, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)  # kept in bfloat16
 
 
 def test_the_same_command_trains_once(call, place, tmp_path):
