@@ -30,7 +30,8 @@ page is generated from these files. Accuracies are with 95% intervals over quest
 and Min's) and ratios (Bayesian bootstrap) are paired, over the same questions. Intervals do not cover other corpora,
 seeds or models. A lead whose interval reaches 0 may be chance, and does not hold. Slots are trained as pocket's preset
 has it, in 300 steps, on 1,024 conversations of two kinds of seed prompts unless a row says otherwise; that is much less
-than the preset's own study.
+than the preset's own study. The page is of one commit, which every table names; what changed in the preset since is in
+the log.
 
 ## Where the laptop world stops being evidence
 
@@ -45,9 +46,10 @@ than the preset's own study.
 
 ## Where a line fails
 
-- **Cartridges behind the full context.** What is missing is study: conversations more than steps, as those that are
-  there are learned by heart (see the log). Lost are facts that were asked about seldom, and questions in seldom forms,
-  as choices or by a last name. At 50x and more the number of slots is in the way too.
+- **Cartridges behind the full context.** What is missing is study. In these tables fewer steps cost most, and so may
+  the share of general conversations; at the demo's length more conversations helped (see the log). Lost are facts that
+  were asked about seldom, and questions in seldom forms, as choices or by a last name. From 20x to 100x accuracy falls
+  by no more than chance explains.
 - **LoRA beside a cartridge.** At equal bytes and steps low-rank changes of all layers learn look-ups of one corpus
   as well, or better. They are part of the weights: a batch cannot mix corpora without a kernel for it, and they are
   not composed.

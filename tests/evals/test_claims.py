@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from cartridges.errors import ConfigError, FormatError, InputError
 from cartridges.evals import lab as lab_module
 from cartridges.evals.claiming import CLAIMS, check_names, measure_claims
 from cartridges.evals.claims.initializers import steps_to
-from cartridges.evals.claims_page import ORDER, claims_region, load_all, table, write_page
+from cartridges.evals.claims_page import BEGIN, HEAD, ORDER, claims_region, load_all, table, write_page
 from cartridges.evals.finding import Check, Finding, lead, loss, share
 from cartridges.evals.lab import ClaimsConfig, Lab
 from cartridges.evals.record import Answer, Record
@@ -139,3 +140,8 @@ def test_a_claim_is_measured_once(engine, tmp_path, monkeypatch):
     assert len(calls) == 2
     told = json.loads((tmp_path / "results" / "claims" / "capacity.json").read_text())
     assert told["provenance"]["versions"]["torch"] and told["about"]["config"]["steps"] == 4
+
+
+def test_what_the_page_says_beside_its_tables_is_written_here():
+    page = (Path(__file__).parents[2] / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[0] == HEAD
