@@ -20,7 +20,7 @@ def together(config: Any) -> Iterator[None]:
     """For a call of an engine on the model with this configuration."""
     key = id(config), threading.get_ident()
     with _CHANGED:
-        _CHANGED.wait_for(lambda: key[1] in _ALONE.get(key[0], [key[1]]))
+        _CHANGED.wait_for(lambda: _CALLS[key] or key[1] in _ALONE.get(key[0], [key[1]]))
         _CALLS[key] += 1
     try:
         yield
@@ -39,8 +39,9 @@ def alone(config: Any) -> Iterator[None]:
     with _CHANGED:
         _CHANGED.wait_for(lambda: thread in _ALONE.get(place, [thread]))
         _ALONE.setdefault(place, []).append(thread)
-        _CHANGED.wait_for(lambda: not any(where == place and who != thread for where, who in _CALLS))
     try:
+        with _CHANGED:
+            _CHANGED.wait_for(lambda: not any(where == place and who != thread for where, who in _CALLS))
         yield
     finally:
         with _CHANGED:
