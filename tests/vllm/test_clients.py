@@ -16,7 +16,7 @@ def url_of(server) -> str:
 
 def test_synthesize_gives_the_same_data(server, model, tmp_path):
     lengths = {"chunk__min_len": 20, "chunk__max_len": 60, "question__max_new_tokens": 24, "answer__max_new_tokens": 32}
-    config = config_of(num_conversations=16, question__temperature=0.0, question_logprobs=True, **lengths)
+    config = config_of(num_conversations=32, question__temperature=0.0, question_logprobs=True, **lengths)
     expected = synthesize(make_corpus(), Engine(model), config, tmp_path / "local")
     client = connect([url_of(server)], "vllm", "pocket", api_key=KEY)
     found = synthesize(make_corpus(), client, config, tmp_path / "remote")
