@@ -67,6 +67,9 @@ def command(out: Path, overrides: tuple[str, ...]) -> None:
 
 
 def chosen(results: "Results") -> list["Reply"]:
-    """Three questions of different kinds, the first that the file has of each, whatever the answers were."""
-    found = {reply.kind: reply for reply in reversed(results.replies)}
-    return list(found.values())[::-1][:NUM_SHOWN]
+    """Three questions, the first that the file has of each kind and then the next ones, whatever the answers were."""
+    firsts: dict[str, Reply] = {}
+    for reply in results.replies:
+        firsts.setdefault(reply.kind, reply)
+    found = list(firsts.values())
+    return [*found, *(reply for reply in results.replies if reply not in found)][:NUM_SHOWN]
