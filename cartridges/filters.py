@@ -39,9 +39,9 @@ class FilterConfig(Config):
         return {**switches, UNTOLD: self.untold}.get(verdict, True)
 
 
-# Some templates open the thoughts at the prompt's end, so that a reply holds their closing tag alone, on its own line.
+# Some templates open the thoughts at the prompt's end: a reply then holds their closing tag alone, where a line begins.
 _THOUGHTS = re.compile(
-    r"\A(?:(?!<think(?:ing)?>).)*?^</think(?:ing)?>[^\S\n]*$|<think(?:ing)?>.*?</think(?:ing)?>",
+    r"\A(?:(?!<think(?:ing)?>).)*?^</think(?:ing)?>|<think(?:ing)?>.*?</think(?:ing)?>",
     re.S | re.M,
 )
 _LABEL = re.compile(
@@ -87,7 +87,8 @@ def clean_message(text: str) -> str:
 
 
 def split_messages(text: str) -> list[str]:
-    r"""The messages of a text that was to hold several: numbered or dashed ones, as the first is, else one a line.
+    r"""The messages of a text that was to hold several: numbered ones where numbers begin a line, else as the first
+    is marked, else one a line.
 
     Lines without that mark go on with the message above them; what stands before the first is left out.
 
@@ -95,7 +96,9 @@ def split_messages(text: str) -> list[str]:
     ['Who is it?', 'When\nand where?']
     """
     lines = without_thoughts(text).splitlines()
-    mark = next((mark for line in lines for mark in (_NUMBERED, _DASHED) if mark.match(line)), None)
+    is_numbered = any(_NUMBERED.match(line) and not line[:1].isspace() for line in lines)
+    marks = (_NUMBERED,) if is_numbered else (_NUMBERED, _DASHED)
+    mark = next((mark for line in lines for mark in marks if mark.match(line)), None)
     if mark is None:
         return [message for line in lines if (message := clean_message(line))]
     messages: list[list[str]] = []

@@ -60,7 +60,8 @@ def check_checkpoint(path: Path, state: dict[str, Any], made_with: dict[str, Any
     old, now = json.loads(state["made_with"]), json.loads(json.dumps(made_with))
     newer = TrainConfig.resolve().model_dump(mode="json")  # fields that an older run did not have
     old["config"] = {**newer, **old["config"]}
-    is_older = len(state["optimizer"]["param_groups"]) < num_groups
+    is_older = len(state["optimizer"]["param_groups"]) < num_groups or (now["split"] and "split" not in old)
+    old.setdefault("split", "")
     if is_older or old["config"].keys() - now["config"].keys():
         raise FormatError(
             f"cannot resume from {path}: {'an older' if is_older else 'another'} version of cartridges wrote it; "

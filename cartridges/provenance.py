@@ -60,7 +60,8 @@ def commit_of(package: Path) -> str | None:
         found = _git(root, "describe", "--always", "--abbrev=12", "--exclude=*")
         counted = [f"{top}/*.{kind}" for top in (package.name, "benchmarks") for kind in ("py", "yaml", "safetensors")]
         changes = _git(root, "diff", "HEAD", *_DIFF, "--", *counted)
-        names = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *counted)
+        new = [pattern for pattern in counted if pattern.endswith(".py")]  # not what a measurement leaves there
+        names = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *new)
         for name in filter(None, names.split(b"\0")):
             changes += b"\0" + name + b"\0" + (root / os.fsdecode(name)).read_bytes()
         return found.decode() + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")

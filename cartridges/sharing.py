@@ -16,14 +16,18 @@ _ALONE: dict[int, list[int]] = {}  # the thread that is, or is next, as often as
 
 
 @contextmanager
-def together(config: Any) -> Iterator[None]:
-    """For a call of an engine on the model with this configuration."""
+def together(config: Any, timeout: float | None = None) -> Iterator[bool]:
+    """For a call of an engine on the model with this configuration; false where it may not begin within `timeout`."""
     key = id(config), threading.get_ident()
     with _CHANGED:
-        _CHANGED.wait_for(lambda: _CALLS[key] or key[1] in _ALONE.get(key[0], [key[1]]))
-        _CALLS[key] += 1
+        may = _CHANGED.wait_for(lambda: _CALLS[key] > 0 or key[1] in _ALONE.get(key[0], [key[1]]), timeout)
+        if may:
+            _CALLS[key] += 1
+    if not may:
+        yield False
+        return
     try:
-        yield
+        yield True
     finally:
         with _CHANGED:
             _CALLS[key] -= 1

@@ -213,7 +213,7 @@ class Run:
         return {
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset_digest,
-            "split": SPLIT,
+            "split": SPLIT if self.dataset_digest and self.config.holdout_share else "",
             "corpus": start.corpus_digest,
             "model": start.model.weights_digest,
             "initializer": start.initializer,

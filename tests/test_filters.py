@@ -35,6 +35,7 @@ from cartridges.filters import (
         ("User: Who is it?", "Who is it?"),
         ('**Message:** "Who is it?"', "Who is it?"),
         ("<think>\nlet me see\n</think>\n\nWho is it?", "Who is it?"),
+        ("let me see\n</think> Who is it?", "Who is it?"),
         ("let me see\n</think>\n\nWho is it?", "Who is it?"),  # the template opened the thoughts
         ('"A" or "B"?', '"A" or "B"?'),  # quotes that are not around the whole
         ("user names: what are they?", "user names: what are they?"),
@@ -68,6 +69,7 @@ def test_a_message_may_have_several_lines():
     table = "Give me a table of the patients with these columns:\n- name\n- room"
     steps = "Explain the steps:\n  1. a\n  2. b"
     assert split_messages(f"- Who is it?\n- {steps}") == ["Who is it?", steps]
+    assert split_messages("- Here they are:\n1. Who?\n2. When?") == ["Who?", "When?"]
     assert split_messages(f"1. {table}\n2. Who treats Ada?\n3. When?") == [table, "Who treats Ada?", "When?"]
 
 

@@ -82,3 +82,16 @@ def test_an_error_ends_the_turn(context):
     with pytest.raises(ZeroDivisionError), context(CONFIG):
         _ = 1 / 0
     assert not _CALLS and not _ALONE
+
+
+def test_a_call_that_may_not_begin_in_time_leaves_nothing_behind():
+    entered, leave = threading.Event(), threading.Event()
+    thread = entering(alone, entered, leave)
+    assert entered.wait(20)
+    with together(CONFIG, 0.05) as may:
+        assert may is False and not _CALLS
+    leave.set()
+    thread.join(20)
+    with together(CONFIG, 0.05) as may:
+        assert may is True
+    assert not _CALLS and not _ALONE

@@ -30,6 +30,7 @@ from cartridges.engine.shelf import Shelf
 from cartridges.engine.turn import Turn
 from cartridges.errors import InputError
 from cartridges.model import Model, load_model
+from cartridges.sharing import together
 
 NUM_STEPS = 16  # between two looks at who else wants to step
 WAIT_S = 0.02
@@ -237,7 +238,11 @@ class Engine:
             for _ in range(NUM_STEPS):
                 if is_enough():
                     return
-                self.batching.step()
+                with together(self.model.hf.config, WAIT_S) as may:
+                    if not may:  # others use the model, to train it perhaps; aborts are heard meanwhile
+                        self.batching.clear_aborted()
+                        return
+                    self.batching.step()
         finally:
             self._turn.release()
 

@@ -20,7 +20,6 @@ from cartridges.engine.step import Step
 from cartridges.errors import InputError
 from cartridges.flash import has_flash
 from cartridges.model import Model
-from cartridges.sharing import together
 
 MAX_LOGITS = 1 << 27  # numbers in the logits of one call: 512 MiB
 
@@ -52,9 +51,7 @@ class Runner:
         The logits are good until the next call.
         """
         step, chunks = self.steps.make(chunks)
-        hf: Any = self.model.hf
-        with together(hf.config):
-            return self.graphs.run(step) if self.graphs else self._forward(step), chunks
+        return self.graphs.run(step) if self.graphs else self._forward(step), chunks
 
     def _forward(self, step: Step) -> torch.Tensor:
         hf: Any = self.model.hf

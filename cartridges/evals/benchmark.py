@@ -58,9 +58,9 @@ def check_methods(names: list[str]) -> None:
 
 
 def claim_for(out: Path, told: Mapping[str, Any]) -> None:
-    """Remember what a folder is for, before any work. Raises OtherRun where it is for something else."""
+    """Remember what a folder is for, before any work. Raises OtherRun where it has answers of something else."""
     path = out / STAMP
-    if path.exists():
+    if path.exists() and any((out / "answers").glob("*.jsonl")):
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

@@ -100,6 +100,10 @@ class Desk:
         self.mailbox()
         assert self._composing is not None
         async with self._composing:
+            if self.draining:
+                raise self.closing_down()
+            if (ready := self.engine.shelf.ready(names)) is not None:  # made for others meanwhile
+                return ready
             pool = ThreadPoolExecutor(1, "composing")
             made = asyncio.get_running_loop().run_in_executor(pool, self.engine.shelf.get, names)
             pool.shutdown(wait=False)

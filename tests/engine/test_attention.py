@@ -1,6 +1,7 @@
 """The engine's attention where models differ in more than shapes; the judge is the model's own eager attention."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cartridges.model import Model, identify, prefix_kv
 from cartridges.sharing import alone
 from cartridges.template import ChatFormat
 from tests.architectures import SHAPE, tiny
+from tests.engine.judges import NEVER
 from tests.reference import logits_of
 
 
@@ -153,6 +155,37 @@ def test_an_engine_waits_while_another_thread_trains_its_model(qwen):
     asking.join(20)
     assert names == [NAME, *expected.token_ids, NAME] and found[0].token_ids == expected.token_ids
     assert prefix_kv(qwen, [5, 6])[0][0].shape[1] == 2
+
+
+def test_an_engine_hears_aborts_while_another_thread_trains_its_model(qwen):
+    engine, long, answered = Engine(qwen), Request((5, 6, 7), 400, stop_ids=NEVER), []
+    entered, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def train():
+        with attend(qwen):
+            entered.set()
+            go_on.wait(20)
+            answered.extend(engine.generate([Request((5, 6, 7), 2)]))  # though the engine's own thread has work
+            ended.wait(20)
+
+    training = threading.Thread(target=train)
+    training.start()
+    assert entered.wait(20)
+    handle = engine.submit(long)
+    other = engine.submit(long)
+    handle.abort()
+    assert handle.result(20).finish_reason == "abort" and not other.done
+    go_on.set()
+    for _ in range(200):
+        if answered:
+            break
+        time.sleep(0.05)
+    assert answered, "whoever trains may ask the engine"
+    engine.close()  # ends what is open, without waiting for the training
+    assert other.result(20).finish_reason in ("abort", "length") and training.is_alive()
+    ended.set()
+    training.join(20)
+    engine.check()
 
 
 def test_a_thread_may_read_the_model_within_a_call_of_its_own(qwen):
