@@ -78,22 +78,13 @@ class Config(BaseModel):
             layers.append((f"file {str(file)!r}", _read_yaml(Path(file))))
         given: dict[str, Any] = {}
         raw: dict[tuple[str, ...], str] = {}
-        unread: dict[tuple[str, ...], ConfigError] = {}
         for override in overrides:
             path, text = _split_override(override)
-            for above in (path[:end] for end in range(1, len(path))):
-                if above in unread:  # putting a key below it would lose it in silence
-                    raise unread[above]
             raw[path] = text
-            unread.pop(path, None)
-            try:
-                value = _parse_value(override, text)
-            except ConfigError as error:
-                unread[path], value = error, text  # it may be for a field of text
-            _put(given, path, value)
+            _put(given, path, _parse_value(override, text, _is_text(cls, path)))
         layers.append((COMMAND_LINE, given))
         layers.append(("the call", _merged({}, values or {})))
-        return _validated(cls, layers, raw, unread)
+        return _validated(cls, layers, raw)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -113,27 +104,16 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def _validated(
-    cls: type[ConfigT],
-    layers: list[tuple[str, dict[str, Any]]],
-    raw: dict[tuple[str, ...], str],
-    unread: Mapping[tuple[str, ...], ConfigError],
+    cls: type[ConfigT], layers: list[tuple[str, dict[str, Any]]], raw: dict[tuple[str, ...], str]
 ) -> ConfigT:
     values: dict[str, Any] = {}
     for _, layer in layers:
         values = _merged(values, layer)
     for last_try in (False, True):
         try:
-            found = cls.model_validate(values)
-            for path, problem in unread.items():
-                if not _is_text(cls, path):  # a field of any kind took it for text
-                    raise problem
-            return found
+            return cls.model_validate(values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            for e in details:
-                is_mistyped = e["type"].endswith(("_type", "_parsing"))
-                if is_mistyped and (path := _path(e)) in unread and e["input"] == raw[path]:
-                    raise unread[path] from error
             as_text = {_path(e) for e in details if e["type"] in ("string_type", "path_type")} & set(raw)
             if last_try or not as_text:
                 raise ConfigError("; ".join(_explain(cls, e, layers) for e in details)) from error
@@ -232,10 +212,12 @@ def _split_override(override: str) -> tuple[tuple[str, ...], str]:
     return path, text
 
 
-def _parse_value(override: str, text: str) -> Any:
+def _parse_value(override: str, text: str, is_text: bool) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except YAML_ERRORS as error:
+        if is_text:
+            return text
         raise ConfigError(
             f"given {override!r}, expected a YAML value after '=' ({yaml_problem(error)}); quote it"
         ) from error

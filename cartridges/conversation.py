@@ -5,6 +5,7 @@ M target rows, T tokens of the student, K most probable tokens of each row. No t
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +18,7 @@ from cartridges.template import Message
 if TYPE_CHECKING:
     from cartridges.template import ChatFormat
 
+_NOT_A_WORD = re.compile(r"[\W_]+")
 MASS_SLACK = 1e-3  # how far rounding may lift probabilities over 1, and log-probabilities over 0
 COUNTS = ("index", "start", "stop", "num_prompt_tokens", "num_new_tokens")
 MAX_TEXT_SHOWN = 400  # characters of a message in a preview
@@ -103,9 +105,14 @@ class TopK:
         _check_rows(self.mass > 1 + MASS_SLACK, self.logprobs, "sums to more than 1", "probabilities")
 
 
+def normalised(text: str) -> str:
+    """What two messages share that ask the same in other clothes: case, spaces and punctuation left out."""
+    return _NOT_A_WORD.sub(" ", text.casefold()).strip()
+
+
 def opening(messages: Sequence[Message], index: int) -> str:
-    """What conversation `index` begins with, spaces and case aside; those that begin alike ask for the same."""
-    return " ".join(messages[0]["content"].lower().split()) if messages else f"{index}"
+    """What conversation `index` begins with; two that have it in common ask for the same."""
+    return normalised(messages[0]["content"]) if messages else f"{index}"
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from cartridges.run_folder import write_json, write_whole
 from cartridges.shards import Shard, encoded
 
 MANIFEST = "manifest.json"
-SPLIT = "by first message"  # how the sides of a split are drawn; what was trained with another way does not mix
+SPLIT = "by the words of the first message"  # what was trained with sides that were drawn otherwise does not mix
 SHARD_NAME = re.compile(r"shard-(\d+)\.parquet")
 
 
@@ -214,7 +214,7 @@ class _Stored(_Rows):
 
 
 def _openings(conversations: Sequence[Conversation]) -> list[str]:
-    """The first message of each, spaces and case aside."""
+    """What each begins with."""
     if isinstance(conversations, _Rows):
         return conversations.openings()
     return [opening(talk.messages, talk.index) for talk in conversations]

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from cartridges.config import Config
+from cartridges.conversation import normalised
 from cartridges.corpus import Corpus
 
 DUPLICATE, EMPTY, CUT_OFF, MALFORMED, UNTOLD = "duplicate", "empty", "cut_off", "malformed", "untold"
@@ -64,7 +65,6 @@ _UNTOLD = re.compile(
 )
 _NUMBERED = re.compile(r"^\s*(?:\*\*)?\(?\d{1,3}[.):](?:\*\*)?\s+(.*)$")
 _DASHED = re.compile(r"^\s*(?:\*\*)?[-*•](?:\*\*)?\s+(.*)$")
-_NOT_A_WORD = re.compile(r"[\W_]+")
 
 
 def without_thoughts(text: str) -> str:
@@ -108,11 +108,6 @@ def split_messages(text: str) -> list[str]:
         elif messages:
             messages[-1].append(line)
     return [message for parts in messages if (message := clean_message("\n".join(parts)))]
-
-
-def normalised(text: str) -> str:
-    """What two messages share that ask the same in other clothes: case, spaces and punctuation left out."""
-    return _NOT_A_WORD.sub(" ", text.casefold()).strip()
 
 
 def has_special(token_ids: Sequence[int], special_ids: Collection[int]) -> bool:

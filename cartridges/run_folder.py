@@ -13,13 +13,13 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from cartridges.errors import InputError
+from cartridges.errors import FormatError, InputError, OtherRun
 
 LOCK = ".lock"
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -52,6 +52,23 @@ class StopSignals:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def check_stamp(path: Path, told: Mapping[str, Any]) -> None:
+    """Write into the file `path` what its folder is for.
+
+    Raises OtherRun where it says something else, FormatError where it cannot be read.
+    """
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FormatError(f"{path} cannot be read; give another folder, or delete this one") from error
+        differing = [f"{key} {before.get(key)!r} (now {told[key]!r})" for key in told if before.get(key) != told[key]]
+        if differing:
+            raise OtherRun(f"{path.parent} holds a run with {', '.join(differing)}; give another folder, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(told))
 
 
 def claim(folder: Path) -> TextIO:

@@ -186,7 +186,7 @@ def test_split_is_stable_when_the_dataset_grows(conversations):
 
 def test_those_that_ask_the_same_are_on_one_side_of_a_split(conversations, tmp_path):
     for talk in conversations:
-        asked = f"Who is  № {talk.index % 7}?" if talk.index % 2 else f"who IS № {talk.index % 7}?\n"
+        asked = f"Who is  № {talk.index % 7}?" if talk.index % 2 else f"who IS № {talk.index % 7}...\n"
         talk.messages[0] = {"role": "user", "content": asked}
     DatasetWriter(tmp_path).write_shard(0, conversations)
     for dataset in (Dataset.load(tmp_path), Dataset.from_conversations(conversations)):

@@ -45,7 +45,7 @@ def command(
     from cartridges.corpus import Corpus
     from cartridges.dataset import Dataset
 
-    say = click.echo if os.environ.get("RANK", "0") == "0" else _say_nothing  # one of several processes tells
+    say = click.echo if os.environ.get("RANK", "0") == "0" else lambda text: None  # one process tells
     dataset = Dataset.load(data[0]) if data else None
     corpus = Corpus.from_path(*docs, include=include, exclude=exclude) if docs else None
     if dataset and corpus and dataset.manifest.get("corpus_digest", corpus.digest) != corpus.digest:
@@ -70,10 +70,6 @@ def command(
     loss = f", held-out loss {metrics['heldout_loss']:.4f} nats a token" if "heldout_loss" in metrics else ""
     say(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{loss}")
     say(f"The cartridge is in {out / 'cartridge'}. Look at it with: cartridges show {out}")
-
-
-def _say_nothing(text: str) -> None:
-    pass
 
 
 def device_of_process(device: str) -> str:

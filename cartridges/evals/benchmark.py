@@ -1,7 +1,6 @@
 """The verb `bench`: one task, several methods at one budget, a table with paired intervals against a reference."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from pydantic import Field
 
 from cartridges.config import Config
 from cartridges.engine.engine import Engine
-from cartridges.errors import FormatError, InputError, OtherRun, TooLong, unknown_name
+from cartridges.errors import InputError, OtherRun, TooLong, unknown_name
 from cartridges.evals.finding import Finding
 from cartridges.evals.harness import model_of, run
 from cartridges.evals.method import METHODS, Workshop, own_methods
@@ -17,7 +16,7 @@ from cartridges.evals.record import Record
 from cartridges.evals.task import Task
 from cartridges.provenance import commit, provenance
 from cartridges.recipe import TrainConfig
-from cartridges.run_folder import write_json
+from cartridges.run_folder import check_stamp
 from cartridges.study_plan import SynthesizeConfig
 from cartridges.synthesis import synthesize
 
@@ -57,22 +56,6 @@ def check_methods(names: list[str]) -> None:
             raise InputError(f"given the method {name} twice, expected each once")
 
 
-def claim_for(out: Path, told: Mapping[str, Any]) -> None:
-    """Remember what a folder is for, before any work. Raises OtherRun where it has answers of something else."""
-    path = out / STAMP
-    if path.exists() and any((out / "answers").glob("*.jsonl")):
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise FormatError(f"{path} cannot be read; delete it, or give another folder with --out") from error
-        if differing := [
-            f"{key} {before.get(key)!r} (now {told[key]!r})" for key in told if before.get(key) != told[key]
-        ]:
-            raise OtherRun(f"{out} holds a benchmark with {', '.join(differing)}; give another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(told))
-
-
 def bench(
     task: Task, engine: Engine, config: BenchConfig, out: Path, say: Callable[[str], None] = lambda text: None
 ) -> Finding:
@@ -83,7 +66,10 @@ def bench(
     long for the window: the next one that works is then the reference, and its note says so.
     """
     check_methods(config.methods)
-    claim_for(out, {"task": task.digest, "slots": config.slots, "model": model_of(engine), "commit": commit()})
+    if not any((out / "answers").glob("*.jsonl")):
+        (out / STAMP).unlink(missing_ok=True)  # nothing came of it
+    told = {"task": task.digest, "slots": config.slots, "model": model_of(engine), "commit": commit()}
+    check_stamp(out / STAMP, told)
     chat = engine.model.chat
     longest = max(len(chat.prompt([{"role": "user", "content": item.question}])) for item in task.items)
     shop = Workshop(

@@ -18,7 +18,6 @@ from cartridges.config import Config
 from cartridges.corpus import Corpus
 from cartridges.dataset import Dataset
 from cartridges.engine.engine import Engine
-from cartridges.errors import InputError
 from cartridges.evals.harness import measure
 from cartridges.evals.method import Answerer, Workshop, built
 from cartridges.evals.record import Record
@@ -27,7 +26,7 @@ from cartridges.evals.tasks.pocket import pocket_task
 from cartridges.log import read_metrics
 from cartridges.provenance import commit
 from cartridges.recipe import TrainConfig
-from cartridges.run_folder import write_json
+from cartridges.run_folder import check_stamp
 from cartridges.study_plan import SynthesizeConfig
 from cartridges.synthesis import study_seconds, synthesize
 from cartridges.training import METRICS, train
@@ -100,20 +99,8 @@ class Lab:
     folder: Path
 
     def __post_init__(self) -> None:
-        """Claim the folder for this commit. Raises InputError where it was begun at another one."""
-        path, now = self.folder / "commit.json", commit()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))["commit"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} cannot be read; give another folder, or delete this one") from error
-            if before != now:
-                raise InputError(
-                    f"{self.folder} was begun at commit {before}, this is {now}; results of two commits are not mixed: "
-                    "give another --runs folder, or delete it"
-                )
-        write_json(path, {"commit": now})
+        """Claim the folder for this commit. Raises OtherRun where it was begun at another one."""
+        check_stamp(self.folder / "commit.json", {"commit": commit()})
 
     @property
     def model(self) -> Any:

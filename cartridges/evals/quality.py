@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cartridges.conversation import Conversation
+from cartridges.conversation import Conversation, normalised
 from cartridges.corpus import Corpus
 from cartridges.errors import InputError
-from cartridges.filters import normalised
 from cartridges.pocket.scoring import score
 from cartridges.pocket.understand import understand
 from cartridges.pocket.world import Context, Fact

@@ -59,7 +59,7 @@ def test_a_first_method_that_cannot_be_measured_is_no_reference(engine, short, t
 def test_a_folder_of_another_run_is_told_at_the_first_method(engine, short, tmp_path):
     bench(short, engine, config_of("full_context", "no_context"), tmp_path)
     fewer = replace(short, items=short.items[:1])
-    with pytest.raises(OtherRun, match=r"holds a benchmark with task '.*' \(now '.*'\)"):
+    with pytest.raises(OtherRun, match=r"holds a run with task '.*' \(now '.*'\)"):
         bench(fewer, engine, config_of("full_context", "no_context"), tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_another_size_does_not_replace_what_was_measured(engine, short, tmp_path
     larger = config_of("no_context", "truncated").model_copy(update={"slots": 48})
     own_methods["untold"] = lambda workshop: pytest.fail("nothing may be built before the folder is looked at")
     try:
-        message = r"holds a benchmark with slots 24 \(now 48\); give another folder with --out"
+        message = r"holds a run with slots 24 \(now 48\); give another folder"
         with pytest.raises(OtherRun, match=message):
             bench(short, engine, larger.model_copy(update={"methods": ["untold"]}), tmp_path)
     finally:

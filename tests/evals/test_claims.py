@@ -116,10 +116,10 @@ def test_a_lab_belongs_to_one_commit(engine, tmp_path, monkeypatch):
     Lab(engine, config, tmp_path)
     Lab(engine, config, tmp_path)
     monkeypatch.setattr(lab_module, "commit", lambda: "another")
-    with pytest.raises(InputError, match="results of two commits are not mixed"):
+    with pytest.raises(InputError, match=r"holds a run with commit .* \(now .*\); give another folder"):
         Lab(engine, config, tmp_path)
     (tmp_path / "commit.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(FormatError, match="cannot be read"):
         Lab(engine, config, tmp_path)
 
 
