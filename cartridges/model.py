@@ -109,7 +109,8 @@ def load_model(
     if path == WEIGHTS:
         check_files(path)
     source = str(path) if path.is_dir() else str(name)
-    if not path.is_dir() and (path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1):
+    is_local = str(name).startswith((".", "/", "~")) or str(name).endswith("/") or str(name).count("/") != 1
+    if not path.is_dir() and (path.exists() or is_local):
         raise InputError(
             f"no model at {name}; expected {POCKET!r}, a folder with config.json, or a hub name such as org/model"
         )

@@ -68,7 +68,7 @@ def test_nothing_to_read_is_told(tiny_tokenizer):
         prefix_kv(tiny("llama", tiny_tokenizer), [])
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_name_that_leads_nowhere_is_told(name):
     with pytest.raises(
         InputError, match=r"no model at .*; expected 'pocket', a folder with config.json, or a hub name"
