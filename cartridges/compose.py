@@ -28,9 +28,9 @@ from cartridges.model import Model
 COMPOSED = "keys after RoPE, each part's as far from the text as alone, one sink, furthest slots first, text from P"
 # Architectures all of whose layers rotate keys last, and which dimensions they pair: d with d + half, or neighbours.
 PAIRED_BY_HALVES = frozenset(
-    "apertus arcee bitnet diffllama flex_olmo gemma gemma2 gemma3_text gemma4_text glm4_moe gpt_neox granite "
-    "granitemoe llama ministral mistral mixtral nemotron olmo olmo2 olmo3 olmoe phi phi3 qwen2 "
-    "qwen2_moe qwen3 qwen3_moe seed_oss solar_open stablelm starcoder2 vaultgemma".split()
+    "apertus arcee bitnet flex_olmo gemma gemma2 gemma3_text gemma4_text glm4_moe gpt_neox granite "
+    "granitemoe llama ministral mistral mixtral olmo olmo2 olmo3 olmoe phi phi3 qwen2 "
+    "qwen2_moe qwen3 qwen3_moe seed_oss solar_open starcoder2 vaultgemma".split()
 )
 PAIRED_BY_NEIGHBOURS = frozenset("cohere ernie4_5 glm glm4 helium".split())
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")  # frequencies that do not depend on the text

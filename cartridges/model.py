@@ -23,11 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cartridges.cartridge import LayerShape, ModelIdentity
+from cartridges.cartridge import ModelIdentity
 from cartridges.errors import FormatError, InputError
 from cartridges.pocket import WEIGHTS
 from cartridges.pocket.model import check_files
 from cartridges.pocket.tokenizer import OPTIONS, SPECIALS
+from cartridges.probe import layer_shapes
 from cartridges.sharing import alone
 from cartridges.template import ChatFormat
 
@@ -206,37 +207,6 @@ def weights_digest(hf: PreTrainedModel) -> str:
         sample = flat[:: max(1, flat.numel() // NUM_SAMPLED)][:NUM_SAMPLED].to("cpu", torch.bfloat16).contiguous()
         found.update(f"{name} {tuple(parameter.shape)}".encode() + sample.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def layer_shapes(hf: PreTrainedModel, model_id: str) -> list[LayerShape]:
-    """The shape of each layer's cache, found by a forward pass of one token."""
-    cache = DynamicCache()
-    with torch.no_grad():
-        hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hf.device), past_key_values=cache, use_cache=True)
-    config = hf.config.get_text_config()
-    shapes = []
-    cached: list[Any] = list(cache.layers)
-    for index, layer in enumerate(cached):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or keys.ndim != 4 or values is None or keys.shape != values.shape:
-            raise InputError(f"layer {index} of {model_id} keeps no plain keys and values; its kind is not supported")
-        shapes.append(
-            LayerShape(num_kv_heads=keys.shape[1], head_size=keys.shape[3], window=layer_window(config, index))
-        )
-    if len(shapes) != config.num_hidden_layers:
-        raise InputError(
-            f"{model_id} caches {len(shapes)} of {config.num_hidden_layers} layers; shared layers are not supported"
-        )
-    return shapes
-
-
-def layer_window(config: PreTrainedConfig, index: int) -> int | None:
-    """How many tokens layer `index` sees; None for all."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds and kinds[index] != "sliding_attention"):
-        return None
-    return int(window)
 
 
 @torch.no_grad()

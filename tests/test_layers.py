@@ -41,7 +41,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *(
                 f"cartridges.{name}"
                 for name in "model precision attention cpu_flash flash losses packing compose mlp adapting lora "
-                "moments slots sharing matching reference_queries writer".split()
+                "moments probe slots sharing matching reference_queries writer".split()
             ),
             *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
         ],
