@@ -81,7 +81,7 @@ class AdapterManifest(BaseModel):
                     f"{path} has format version {version!r}, expected {FORMAT_VERSION}; install a newer cartridges"
                 )
             return cls.model_validate(content)
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise FormatError(f"{path} cannot be read ({type(error).__name__}: {first_line}); copy it again") from error
 
@@ -197,8 +197,18 @@ class ThoughtAdapter:
         """A copy on another device, in another dtype; the manifest still tells of the original."""
         return type(self)([patch.to(device, dtype) for patch in self.patches], self.manifest)
 
+    def check_finite(self) -> None:
+        """Raises FormatError for numbers that nothing can be multiplied with. Reads every tensor once."""
+        for name, tensor in sorted(self.tensors.items()):
+            if tensor.numel() and not all(end.isfinite() for end in tensor.detach().aminmax()):
+                raise FormatError(f"the adapter {self.name} has {name} infinite or no number; make it anew")
+
     def sealed(self) -> Self:
-        """The same patches, with their shapes, dtype and digest in the manifest."""
+        """The same patches, with their shapes, dtype and digest in the manifest.
+
+        Raises FormatError as `check_finite` does.
+        """
+        self.check_finite()
         dtype = str(next(iter(self.tensors.values())).dtype).removeprefix("torch.")
         update = {"patches": [patch.shape for patch in self.patches], "dtype": dtype}
         manifest = self.manifest.model_copy(update=update)
@@ -234,13 +244,18 @@ class ThoughtAdapter:
         if shapes != wanted:
             name = min(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
             raise FormatError(f"{path}: {name} is {shapes.get(name)}, expected {wanted.get(name)}; copy it again")
+        for name, tensor in sorted(tensors.items()):  # the digest is of the bytes, whatever numbers they are taken for
+            if (given := str(tensor.dtype).removeprefix("torch.")) != manifest.dtype:
+                raise FormatError(f"{path}: {name} is of {given}, expected {manifest.dtype}; copy the folder again")
         if _digest(manifest, tensors) != manifest.digest:
             raise FormatError(f"{path} and {MANIFEST} do not belong together (another digest); copy the folder again")
         patches = []
         for shape in manifest.patches:
             parts = {name.rpartition(".")[2]: tensors[name].to(device) for name in shape.tensors()}
             patches.append(Patch(shape.layer, shape.module, shape.num_outputs, shape.num_inputs, **parts))
-        return cls(patches, manifest)
+        loaded = cls(patches, manifest)
+        loaded.check_finite()
+        return loaded
 
 
 def combined(adapters: Sequence[ThoughtAdapter], weights: Sequence[float] | None = None) -> ThoughtAdapter:

@@ -7,11 +7,11 @@ goes on and a finished one does nothing twice.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -41,7 +41,6 @@ from cartridges.training import train
 
 CONVERSATIONS = "conversations"
 Say = Callable[[str], None]
-PRESET_SLOTS = tuple(TrainConfig.resolve(name).slots for name in ("default", "pocket"))
 
 
 class BuildConfig(Config):
@@ -65,6 +64,21 @@ class BuildConfig(Config):
         }
         for name in ("default", "pocket")
     }
+
+    @classmethod
+    def resolve(
+        cls,
+        preset: str | None = None,
+        file: Path | None = None,
+        overrides: Iterable[str] = (),
+        values: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """As `Config.resolve`. Raises ConfigError, too, for a size that is given as that of one training."""
+        found = super().resolve(preset, file, overrides, values)
+        size = found.train.slots
+        if size not in (*found.slots, super().resolve(preset).train.slots):
+            raise ConfigError(f"given train.slots={size}; in a build give slots=[{size}]")
+        return found
 
     def train_config(self, num_slots: int) -> TrainConfig:
         """The configuration of one size."""
@@ -147,8 +161,6 @@ def build(
 
 def check_sizes(corpus: Corpus, model: Model, config: BuildConfig) -> None:
     """Refuse, before any work, sizes that the corpus or the window cannot fill."""
-    if config.train.slots not in (TrainConfig.resolve().slots, *config.slots, *PRESET_SLOTS):
-        raise ConfigError(f"given train.slots={config.train.slots}; in a build give slots=[{config.train.slots}]")
     num_tokens = len(model.ids(corpus.text))
     for size in config.slots:
         if size > num_tokens:
@@ -270,6 +282,7 @@ def measured(
     results = evaluate(engine, corpus, asked, named, config.evaluate, general)
     results.about["seconds"] = round(time.monotonic() - started, 2)
     results.about["questions"] = "given" if items else "held-out conversations"
+    stamp_path.unlink(missing_ok=True)  # so that no other results are ever taken for what it tells of
     results.save(path)
     write_whole(stamp_path, content)
     return results

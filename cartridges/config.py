@@ -135,6 +135,8 @@ def _explain(cls: type[Config], error: ErrorDetails, layers: list[tuple[str, dic
     expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if not path:  # a check over several fields
         return expected
+    if error["type"] == "value_error" and isinstance(error["input"], Mapping):  # the same of a nested configuration
+        return f"{name!r}: {expected}"
     return f"{name!r}: given {error['input']!r} (from {source}), expected {expected}"
 
 

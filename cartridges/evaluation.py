@@ -120,15 +120,18 @@ class Evaluation:
         """All that are compared, the reference first."""
         found: list[Method] = []
         documents = {document.path: document.text for document in self.corpus}
-        known = {item.document for item in self.items} <= set(documents)
+        strange = sorted({item.document for item in self.items} - set(documents))
+        known = not strange
         fitting = all(self.num_tokens(documents[item.document]) <= self.room for item in self.items if known)
         if self.corpus_fits:
             found.append(Method(FULL, "full context", {"": self.corpus.text}))
         if known and fitting and len(documents) > 1:
             found.append(Method(DOCUMENT, "the right document", {**documents, "": ""}))
+        elif strange and len(documents) > 1 and any(item.document for item in self.items):
+            self.notes.append(self.without_documents(strange))
         if not found:
             found.append(Method(WINDOW, "context cut to the window", {"": self.first_tokens(self.room)}))
-            why = "the questions do not name their documents" if not known else "the document is as long"
+            why = "the questions do not all name their documents" if not known else "the document is as long"
             self.notes.append(
                 f"the corpus has {len(self.corpus_ids)} tokens, more than the window leaves ({self.room}), and {why}: "
                 "the reference reads the corpus' beginning alone, so closeness to it says little"
@@ -161,6 +164,19 @@ class Evaluation:
             told = f"adapter {label}, {size_mb:.3g} MB of weights"
             found.append(Method(f"{ADAPTER}-{label}", told, {"": ""}, build_s=seconds, adapter=adapter))
         return found
+
+    def foreign(self) -> list[str]:
+        """Which artifacts tell of other corpora than this one."""
+        told = {f"the cartridge {label}": [made.manifest.corpus_digest] for label, made in self.cartridges.items()}
+        told |= {f"the adapter {label}": made.manifest.corpus_digests for label, made in self.adapters.items()}
+        return [label for label, digests in told.items() if any(digests) and self.corpus.digest not in digests]
+
+    def without_documents(self, strange: Sequence[str]) -> str:
+        """Why no method reads the right document, where some of the questions name one."""
+        if named := [name for name in strange if name]:
+            return f"a question names the document {named[0]!r}, which is none of the corpus; the right one is left out"
+        nameless = sum(not item.document for item in self.items)
+        return f"{nameless} of {len(self.items)} questions name no document; the right one is left out"
 
     def adapted(self, method: Method) -> AbstractContextManager[None]:
         """Meanwhile the model is as the method wants it. Prompts of adapters share nothing that was read before."""
@@ -316,6 +332,7 @@ def evaluate(
     run = Evaluation(engine, corpus, [items[index] for index in sample], cartridges, config, adapters)
     if len(items) > config.max_items:
         run.notes.append(f"{config.max_items} of {len(items)} questions, drawn at random, were asked (max_items)")
+    run.notes += [f"{label} was not made of these documents, or they have changed since" for label in run.foreign()]
     methods = run.methods()
     rows, replies = run.table(methods, run.items)
     told = [

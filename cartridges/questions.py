@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cartridges.errors import InputError, half_pair, unknown_name
-from cartridges.scores import RULES
+from cartridges.scores import RULES, unfit_golds
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_items(path: Path) -> list[Item]:
     """The questions of a JSONL file. Raises InputError with the line that cannot be used."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the questions in {path} ({type(error).__name__}); give a JSONL file") from error
     items = [_item(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -60,6 +60,8 @@ def _item(where: str, line: str) -> Item:
     match = str(row.get("match", "contains"))
     if match not in RULES:
         raise InputError(f"{where}: {unknown_name('match', match, RULES)}")
+    if expected := unfit_golds(match, tuple(golds)):
+        raise InputError(f"{where}: given {golds!r:.200} as 'gold' of match {match!r}, expected {expected}")
     item = Item(row["question"], answer, tuple(golds), match, document, kind or "question")
     texts = {"question": [item.question], "answer": [answer], "gold": golds, "document": [document], "kind": [kind]}
     for key, told in texts.items():

@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,10 +26,18 @@ def normalized(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().strip(".").strip().lower()
 
 
+# Letters of scripts that put no spaces between words, or write particles on to them: Thai to Khmer, kana, Han, Hangul.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_LETTER = rf"[^\W{_UNSPACED}]"
+
+
 def holds(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether every gold text stands in the reply, as whole words."""
+    """Whether every gold text stands in the reply, as whole words where its script has them."""
     return all(
-        re.search(rf"(?<![a-z0-9_])(?<!\d[.,]){re.escape(normalized(gold))}(?![a-z0-9_])(?![.,]\d)", normalized(reply))
+        re.search(rf"(?<!{_LETTER})(?<!\d[.,]){re.escape(normalized(gold))}(?!{_LETTER})(?![.,]\d)", normalized(reply))
         for gold in golds
     )
 
@@ -50,13 +58,22 @@ def concludes(reply: str, golds: tuple[str, ...]) -> bool:
 
 
 def is_record(reply: str, golds: tuple[str, ...]) -> bool:
-    """Whether the reply is JSON or YAML with just the keys and values of the gold record (JSON)."""
+    """Whether the reply is JSON or YAML with just the keys and values of the gold record (JSON), by their text.
+
+    So `time: 17:30` and `smoker: no` are what they say, and not what YAML 1.1 takes them for.
+    """
     try:
-        parts = yaml.safe_load(reply), json.loads(golds[0])
-        records = [{str(key): str(value) for key, value in part.items()} for part in parts if isinstance(part, dict)]
+        return yaml.load(reply, yaml.BaseLoader) == _texts(json.loads(golds[0]))
     except YAML_ERRORS:
         return False
-    return len(records) == 2 and records[0] == records[1]
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _texts(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_texts(part) for part in value]
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 _NAMED = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?[\s*(\"']*([A-Z])\b", re.IGNORECASE)
@@ -137,3 +154,17 @@ RULES: dict[str, Callable[[str, tuple[str, ...]], float]] = {
     "chrf": sentence_chrf,
     "translation": translates,
 }
+
+
+def unfit_golds(match: str, golds: tuple[str, ...]) -> str:
+    """What the rule expects of gold texts, where no reply could be right by these; else nothing."""
+    if match == "letter" and not all(re.fullmatch("[A-Z]", gold) for gold in golds):
+        return "the letter of an option, such as B"
+    if match == "record" and golds:
+        try:
+            is_object = isinstance(json.loads(golds[0]), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object or len(golds) > 1:
+            return "one JSON object, as text"
+    return ""

@@ -326,6 +326,7 @@ def train(
             accelerator.init_trackers("cartridges", flat)
         if not run.is_trained:
             with (
+                memory_told(config),
                 attend(model, config.checkpointing),
                 metrics_of(run) as metrics,
                 StopSignals() as stop,
@@ -351,6 +352,20 @@ def metrics_of(run: Run) -> Iterator[MetricsLog | None]:
     with MetricsLog(run.out / METRICS) as metrics:
         metrics.truncate_after(run.done.step or -1)
         yield metrics
+
+
+@contextmanager
+def memory_told(config: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory, on whichever device, into a CartridgesError that says what takes less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            less = "a lower row_len" if config.checkpointing else "a lower row_len, then checkpointing=true"
+            raise CartridgesError(
+                f"a row of {config.row_len} tokens behind {config.slots} slots does not fit into memory; give {less}"
+            ) from error
+        raise
 
 
 def loop(run: Run, metrics: MetricsLog | None, bar: Bar, stop: StopSignals) -> None:

@@ -62,6 +62,10 @@ def test_damage_is_told(model, tmp_path):
         (tmp_path / TENSORS).write_bytes(content)
         with pytest.raises(FormatError, match=part):
             ThoughtAdapter.load(tmp_path)
+    as_other = raw.replace(b'"F32"', b'"I32"')
+    (tmp_path / TENSORS).write_bytes(as_other)
+    with pytest.raises(FormatError, match=r"layers\.0\.mlp\.down_proj\.delta is of int32, expected float32; copy the"):
+        ThoughtAdapter.load(tmp_path)
     (tmp_path / TENSORS).unlink()
     with pytest.raises(FormatError, match="is missing; copy the whole folder again"):
         ThoughtAdapter.load(tmp_path)
@@ -76,6 +80,22 @@ def test_damage_is_told(model, tmp_path):
         ThoughtAdapter.load(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(FormatError, match="cannot be read"):
+        ThoughtAdapter.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_nothing_can_be_multiplied_with_is_refused(model, tmp_path, number, monkeypatch):
+    made = random_adapter(model)
+    delta = made.patches[1].delta
+    assert delta is not None
+    delta[3, 4] = number
+    told = r"the adapter adapter-0 has layers\.1\.mlp\.down_proj\.delta infinite or no number; make it anew"
+    with pytest.raises(FormatError, match=told):
+        made.save(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ThoughtAdapter, "check_finite", lambda adapter: None)
+        made.save(tmp_path)
+    with pytest.raises(FormatError, match=told):
         ThoughtAdapter.load(tmp_path)
 
 

@@ -266,6 +266,16 @@ def test_a_damaged_source_is_told(corpus, engine, tmp_path):
             build(corpus, engine, tmp_path, CONFIG)
 
 
+def test_results_whose_stamp_was_not_written_are_measured_anew(measure, monkeypatch):
+    one, other = Item("Who?", ""), Item("What?", "")
+    assert measure(one) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "write_whole", stop)
+        with pytest.raises(KeyboardInterrupt):
+            measure(other)
+    assert measure(one) == 3
+
+
 def test_damaged_results_are_measured_anew(measure, copied):
     item = Item("Who?", "")
     assert measure(item) == 1
@@ -308,6 +318,13 @@ def test_sizes_beyond_the_window_are_refused_before_any_work(tiny_tokenizer):
     corpus = Corpus.from_texts({"a.txt": "The ward has nine beds and one door. " * 300})
     with pytest.raises(InputError, match="window"):
         check_sizes(corpus, tiny("llama", tiny_tokenizer), BuildConfig.resolve("pocket", None, ["slots=[1024]"]))
+
+
+@pytest.mark.parametrize(("preset", "size"), [("pocket", 1024), ("default", 128), (None, 128)])
+def test_a_size_given_as_that_of_one_training_is_refused(preset, size):
+    with pytest.raises(ConfigError, match=rf"^given train.slots={size}; in a build give slots=\[{size}\]$"):
+        BuildConfig.resolve(preset, None, [f"train.slots={size}"])
+    assert BuildConfig.resolve(preset, None, [f"train.slots={size}", f"slots=[{size}]"]).slots == [size]
 
 
 def test_no_preset_fits_by_force(tiny_tokenizer):

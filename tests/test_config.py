@@ -1,10 +1,10 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pytest
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cartridges.config import Config
 from cartridges.errors import ConfigError
@@ -13,6 +13,12 @@ from cartridges.errors import ConfigError
 class Optimizer(Config):
     lr: float = 1e-3
     betas: list[float] = [0.9, 0.95]
+
+    @model_validator(mode="after")
+    def _lr_fits(self) -> Self:
+        if self.lr == self.betas[0]:
+            raise ValueError(f"given lr={self.lr} and betas={self.betas}, expected different ones")
+        return self
 
 
 class Train(Config):
@@ -99,6 +105,11 @@ def test_wrong_list_item():
 def test_bounds_and_validators_are_told():
     assert refused("num_steps=0") == "'num_steps': given 0 (from the command line), expected greater than 0"
     assert refused("name=a/b") == "'name': given 'a/b' (from the command line), expected a name without '/'"
+
+
+def test_a_check_over_several_nested_fields_tells_those_alone():
+    told = "'optimizer': given lr=0.5 and betas=[0.5, 0.9], expected different ones"
+    assert refused("optimizer.lr=0.5", "optimizer.betas=[0.5, 0.9]") == told
 
 
 def test_every_wrong_value_is_told_at_once():

@@ -221,7 +221,10 @@ def test_untrained_can_be_left_out(engine, cartridge):
 def test_untrained_of_another_corpus_is_left_out_and_told(engine, cartridge):
     other = Corpus.from_texts({"a.txt": "Nothing is known here. " * 5, "b.txt": "Nor here. " * 5})
     found = evaluate(engine, other, [Item("What?", "")], {"40": cartridge}, SHORT)
-    assert found.notes == ["the untrained form of 40 cannot be made anew from this corpus, and is left out"]
+    assert found.notes == [
+        "the cartridge 40 was not made of these documents, or they have changed since",
+        "the untrained form of 40 cannot be made anew from this corpus, and is left out",
+    ]
     assert "untrained-40" not in [row.method for row in found.methods]
 
 
@@ -266,7 +269,23 @@ def test_the_beginning_is_read_where_nothing_tells_the_document(engine, large):
     assert found.row("window_context").label == "context cut to the window"
     assert 800 < found.row("window_context").prompt_tokens < 1024
     (note,) = found.notes
-    assert "the questions do not name their documents: the reference reads the corpus' beginning alone" in note
+    assert "the questions do not all name their documents: the reference reads the corpus' beginning alone" in note
+
+
+@pytest.mark.parametrize(
+    ("documents", "note"),
+    [
+        (["ward.txt", "firm.txt"], None),
+        (["ward.txt", "Firm.txt"], "a question names the document 'Firm.txt', which is none of the corpus"),
+        (["ward.txt", ""], "1 of 2 questions name no document"),
+        (["", ""], None),
+    ],
+)
+def test_questions_that_do_not_all_name_their_documents_are_told(engine, documents, note):
+    items = [Item(text, "", document=name) for text, name in zip(ASKED, documents, strict=False)]
+    run = Evaluation(engine, CORPUS, items, {}, SHORT)
+    assert ("document" in [method.name for method in run.methods()]) == (documents == ["ward.txt", "firm.txt"])
+    assert run.notes == ([f"{note}; the right one is left out"] if note else [])
 
 
 def test_a_document_beyond_the_window_is_told(engine):

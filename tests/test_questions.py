@@ -19,6 +19,12 @@ from cartridges.questions import RULES, Item, read_items, write_items
         ("contains", ("1",), "It is 1,200.", False),
         ("contains", ("5",), "It is 5.", True),
         ("contains", ("东京",), "他住在东京附近", True),
+        ("contains", ("5",), "他5岁", True),
+        ("contains", ("서울",), "그는 서울에 산다", True),
+        ("contains", ("он",), "Это было в Лондоне", False),
+        ("contains", ("ber",), "über", False),
+        ("contains", ("Ana",), "Bożana", False),
+        ("contains", ("Żana",), "Była Żana.", True),
         ("record", ('{"age": 5}',), '{"age": 5}', True),
         ("exact", ("Not told.",), "not told", True),
         ("exact", ("not told",), "it is not told", False),
@@ -28,6 +34,10 @@ from cartridges.questions import RULES, Item, read_items, write_items
         ("record", ('{"age": "5"}',), '{"age": 5}', True),
         ("record", ('{"age": "5"}',), "age: 5", True),
         ("record", ('{"age": "5"}',), "age: 6", False),
+        ("record", ('{"time": "17:30", "smoker": "no"}',), "smoker: no\ntime: 17:30", True),
+        ("record", ('{"v": "1.10", "id": "0123"}',), "v: 1.10\nid: 0123", True),
+        ("record", ('{"v": 1.1, "on": true, "of": ["a", 1]}',), '{"v": 1.1, "on": true, "of": ["a", 1]}', True),
+        ("record", ('{"v": 1.1}',), "[v]", False),
         ("record", ('{"age": "5"}',), "{: [", False),
         ("record", ('{"age": "5"}',), "five", False),
         ("record", ('{"age": "5"}',), "[" * 700, False),
@@ -46,7 +56,8 @@ def test_without_golds_nothing_scores():
 
 
 def test_what_is_written_is_read(tmp_path):
-    items = [Item("q?", "a", ("a",), match, "d.md", "lookup") for match in RULES] + [Item("ü?\u2028", "", (), "exact")]
+    fitting = {"letter": ("B",), "record": ('{"a": 1}',)}
+    items = [Item("q?", "a", fitting.get(match, ("a",)), match, "d.md", "lookup") for match in RULES] + [Item("ü?\u2028", "", (), "exact")]
     write_items(tmp_path / "q.jsonl", items)
     assert read_items(tmp_path / "q.jsonl") == items
 
@@ -77,6 +88,9 @@ def test_the_answer_is_the_gold_where_none_is_given(tmp_path):
             "line 1 has a number or a nesting beyond what can be read; mend",
         ),
         ("[" * 200_000, "line 1 has a number or a nesting beyond what can be read; mend or remove it"),
+        ('{"question": "q", "match": "letter", "gold": "b"}', "of match 'letter', expected the letter of an option"),
+        ('{"question": "q", "match": "record", "answer": "name: x"}', "of match 'record', expected one JSON object"),
+        ('{"question": "q", "match": "record", "gold": "[1]"}', "given ['[1]'] as 'gold' of match 'record', expected"),
         ("", "holds no questions"),
     ],
 )
@@ -97,6 +111,11 @@ def test_half_a_surrogate_pair_is_told(tmp_path, key):
         read_items(path)
     told = f"{path}, line 2: '{key}' has half of a surrogate pair at 2, expected Unicode; mend or remove it"
     assert str(raised.value) == told
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "q"}', encoding="utf-8-sig")
+    assert read_items(tmp_path / "q.jsonl") == [Item("q", "")]
 
 
 def test_no_file_and_no_text_are_told(tmp_path):

@@ -229,6 +229,25 @@ def test_early_stopping_keeps_the_best(dataset, model, tmp_path):
     assert metrics["heldout_loss"] == min(losses) == losses[metrics["kept_step"]]
 
 
+@pytest.mark.parametrize(
+    ("error", "less"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "a lower row_len, then checkpointing=true"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "a lower row_len, then check.*"),
+    ],
+)
+def test_a_lack_of_memory_is_told(dataset, model, tmp_path, monkeypatch, error, less):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Run, "loss_of", fail)
+    with pytest.raises(CartridgesError, match=rf"^a row of 256 tokens behind .* does not fit into memory; give {less}$"):
+        train(dataset, model, CORPUS, config_of(row_len=256), tmp_path)
+    error = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        train(dataset, model, CORPUS, config_of(row_len=256), tmp_path / "other")
+
+
 def test_a_loss_that_is_no_number_is_told(dataset, model, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "distillation_loss", lambda hidden, *_, **__: hidden.sum() * float("nan"))
     with pytest.raises(CartridgesError, match=r"the loss became nan .* at step 0; give a lower lr than 0.02"):
