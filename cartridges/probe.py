@@ -55,7 +55,7 @@ AttentionMaskInterface.register(NAME, cast(Any, _no_mask))
 def layer_shapes(hf: PreTrainedModel, model_id: str) -> list[LayerShape]:
     """The shape of each layer's cache. Raises InputError for a model whose attention cannot be taken over."""
     cache, calls, masked, problem = DynamicCache(), [], set[int](), ""
-    config, before, decoder = hf.config.get_text_config(), hf.config._attn_implementation, cast(Any, hf.get_decoder())
+    config, decoder, before = hf.config.get_text_config(), cast(Any, hf.get_decoder()), _implementation(hf)
     token = torch.zeros(1, 1, dtype=torch.long, device=hf.device)
     noting = _MASKED.set(masked)
     try:
@@ -81,6 +81,10 @@ def layer_shapes(hf: PreTrainedModel, model_id: str) -> list[LayerShape]:
     if problem:
         raise InputError(f"{model_id} attends in a way of its own, which is not supported: {problem}")
     return shapes
+
+
+def _implementation(hf: PreTrainedModel) -> Any:
+    return hf.config._attn_implementation
 
 
 def _cached(cache: DynamicCache, windows: list[int | None], num_layers: int, model_id: str) -> list[LayerShape]:

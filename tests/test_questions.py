@@ -57,7 +57,8 @@ def test_without_golds_nothing_scores():
 
 def test_what_is_written_is_read(tmp_path):
     fitting = {"letter": ("B",), "record": ('{"a": 1}',)}
-    items = [Item("q?", "a", fitting.get(match, ("a",)), match, "d.md", "lookup") for match in RULES] + [Item("ü?\u2028", "", (), "exact")]
+    items = [Item("q?", "a", fitting.get(match, ("a",)), match, "d.md", "lookup") for match in RULES]
+    items += [Item("ü?\u2028", "", (), "exact")]
     write_items(tmp_path / "q.jsonl", items)
     assert read_items(tmp_path / "q.jsonl") == items
 
