@@ -6,8 +6,9 @@ The number of replies in work is bounded here; one counts until the engine is do
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -77,23 +78,30 @@ class Desk:
         """The result of a call that takes its time."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
-    async def cartridge_of(self, names: Sequence[str], num_replies: int) -> "Cartridge | None":
-        """The cartridge of these names, for so many replies. Raises ApiError where that takes too long.
+    @contextmanager
+    def counted(self, num_replies: int) -> Iterator[None]:
+        """So many replies count as open, before the engine has them. Raises ApiError where they are too many."""
+        self.check_queue(num_replies)
+        self.num_open += num_replies
+        try:
+            yield
+        finally:
+            self.num_open -= num_replies
 
-        Several are composed one at a time, however many ask; who waits for that counts among the open replies.
+    async def cartridge_of(self, names: Sequence[str]) -> "Cartridge | None":
+        """The cartridge of these names. Raises ApiError where that takes too long.
+
+        Several are composed one at a time, however many ask.
         """
         if not names:
             return None
         if (ready := self.engine.shelf.ready(names)) is not None:
             return ready
-        self.num_open += num_replies
         try:
             async with asyncio.timeout(self.config.reply_s):
                 return await self._composed(names)
         except TimeoutError:
             raise self.too_late() from None
-        finally:
-            self.num_open -= num_replies
 
     async def _composed(self, names: Sequence[str]) -> "Cartridge":
         """Composed in a thread that ends: one that lives on keeps its OpenMP pool, which slows the engine's."""
@@ -152,15 +160,16 @@ class Desk:
             raise ApiError(f"given {param}={num_logprobs}, expected at most {self.config.max_logprobs}", param)
         if num_choices > self.config.max_choices:
             raise ApiError(f"given n={num_choices}, expected at most {self.config.max_choices}", "n")
-
-        ids = await self.work(prompts)
-        if len(ids) * num_choices > self.config.max_choices:
+        num_replies = asked.num_prompts * num_choices
+        if num_replies > self.config.max_choices:
             raise ApiError(
-                f"given {len(ids)} prompts with n={num_choices}, expected at most {self.config.max_choices} replies",
+                f"given {asked.num_prompts} prompts with n={num_choices}, "
+                f"expected at most {self.config.max_choices} replies",
                 "n",
             )
-        self.check_queue(len(ids) * num_choices)  # before anything is composed
-        cartridge = await self.cartridge_of(names, len(ids) * num_choices)
+        with self.counted(num_replies):
+            ids = await self.work(prompts)
+            cartridge = await self.cartridge_of(names)
         seed = secrets.randbits(62) if asked.seed is None else asked.seed & (2**63 - 1)
         # a given seed makes a prompt's replies what they are alone; else no two replies draw alike
         seeds_apart = num_choices if asked.seed is None else 0

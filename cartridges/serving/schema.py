@@ -162,6 +162,10 @@ class Sampling(Strict):
         return self.max_tokens
 
     @property
+    def num_prompts(self) -> int:
+        return 1
+
+    @property
     def usual_tokens(self) -> int | None:
         """How many new tokens a request means that names no number; None for what the server's limits say."""
         return None
@@ -215,6 +219,10 @@ class CompletionRequest(Sampling):
         """Each text or list of ids."""
         given: Any = self.prompt
         return given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
 
     @property
     def usual_tokens(self) -> int | None:

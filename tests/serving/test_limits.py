@@ -4,11 +4,13 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from cartridges import compose as composing
 from cartridges.errors import ConfigError, InputError
+from cartridges.serving import openai_routes
 from cartridges.serving.settings import Keys, ServeConfig, read_keys
 from tests.serving.place import ADMIN_KEY, API_KEY, error_of, raw_request, running
 
@@ -48,7 +50,7 @@ def test_more_than_the_queue_holds_is_refused_until_there_is_room(small):
 def test_a_pair_is_composed_once_however_many_ask_and_never_for_those_who_find_no_room(
     served_model, cartridges, monkeypatch
 ):
-    compose, calls = composing.compose, []
+    compose, calls, replies = composing.compose, [], []
 
     def slow(parts, model):
         calls.append(parts)
@@ -57,22 +59,45 @@ def test_a_pair_is_composed_once_however_many_ask_and_never_for_those_who_find_n
 
     monkeypatch.setattr(composing, "compose", slow)
     with running(served_model, cartridges, max_replies=8) as server:
-        threads = [threading.Thread(target=server.chat, kwargs={"model": "ward+firm"}) for _ in range(8)]
+        asking = [threading.Thread(target=lambda: replies.append(server.chat(model="ward+firm"))) for _ in range(8)]
         with server.client.stream("POST", "/v1/chat/completions", json=chat_body(server, n=8, stream=True, **LONG)):
             assert error_of(server.chat(model="ward+firm"), 429)["code"] == "queue_full"
             assert calls == []
         server.settle()
         num_before = threading.active_count()
-        for thread in threads:
+        for thread in asking:
             thread.start()
         wait_until(lambda: calls)
         time.sleep(0.1)  # all of them are there, and wait without a thread of the server's
-        assert threading.active_count() <= num_before + len(threads) + 2
+        assert threading.active_count() <= num_before + len(asking) + 2
         assert error_of(server.chat(), 429)["code"] == "queue_full", "those who wait for it count"
-        for thread in threads:
+        for thread in asking:
             thread.join(60)
-        assert len(calls) == 1
+        assert len(calls) == 1 and [reply.status_code for reply in replies] == [200] * 8
         server.settle()
+
+
+def test_prompts_that_are_too_many_are_refused_unread_and_those_that_are_read_count(small, monkeypatch):
+    read, goes_on = [], threading.Event()
+
+    def slow(desk, asked):
+        read.append(small.desk.num_open)
+        assert goes_on.wait(30)
+        return [[5]] * asked.num_prompts
+
+    monkeypatch.setattr(openai_routes, "text_prompts", slow)
+    body = {"model": small.desk.base, "max_tokens": 1}
+    error = error_of(small.post("/v1/completions", {**body, "prompt": ["a"] * 400}))
+    assert error["message"] == "given 400 prompts with n=1, expected at most 32 replies"
+    assert error_of(small.post("/v1/completions", {**body, "prompt": ["a"] * 9}), 429)["code"] == "queue_full"
+    assert read == []
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(small.post, "/v1/completions", {**body, "prompt": ["a"] * 8})
+        wait_until(lambda: read)
+        assert read == [8] and error_of(small.chat(), 429)["code"] == "queue_full"
+        goes_on.set()
+        assert asking.result().status_code == 200
+    small.settle()
 
 
 def chat_body(server, **fields):
@@ -150,20 +175,10 @@ def test_many_at_once_get_what_one_gets(served_model, cartridges):
     with running(served_model, cartridges) as server:
         names = [server.desk.base, "ward", "firm", "ward+firm"]
         expected = {name: server.chat(model=name, temperature=0).json()["choices"] for name in names}
-        wrong = []
-
-        def ask(place):
-            name = names[place % 4]
-            choices = server.chat(model=name, temperature=0).json()["choices"]
-            if choices != expected[name]:
-                wrong.append((name, choices))
-
-        threads = [threading.Thread(target=ask, args=(place,)) for place in range(24)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert wrong == []
+        asked = names * 6
+        with ThreadPoolExecutor(len(asked)) as pool:
+            replies = list(pool.map(lambda name: server.chat(model=name, temperature=0), asked))
+        assert [reply.json().get("choices", reply.text) for reply in replies] == [expected[name] for name in asked]
         server.settle()
 
 
