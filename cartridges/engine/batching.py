@@ -86,6 +86,7 @@ class Batching:
         except Exception as error:  # of a cartridge that cannot be brought to the model's device
             if scheduler.admitting in scheduler.waiting:
                 self._end(scheduler.admitting, "error", error)
+                return  # those behind it are let in with the next step
         if scheduler.waiting and not scheduler.running:
             head, total = scheduler.waiting[0], scheduler.blocks.total
             self._end(
@@ -110,23 +111,25 @@ class Batching:
 
     @torch.inference_mode()
     def clear_aborted(self) -> None:
-        """Take in what was handed in, and out what was aborted."""
+        """Take in what was handed in, and out what was aborted, with what is read for nobody else."""
         scheduler = self.scheduler
         while self._inbox:
             scheduler.add(self._inbox.popleft())
+        if not self._aborted:
+            return
         while self._aborted:
             sequence = self._aborted.popleft()
             if sequence in scheduler.running or sequence in scheduler.waiting:
                 self._end(sequence, "abort")
+        keys = {shared_key(waiting) for waiting in scheduler.waiting if waiting.shared_len}
+        for reader in [one for one in scheduler.running if one.fills and one.fills not in keys]:
+            self._leave(reader)
 
     def _read_alone(self, reader: Sequence) -> None:
         """Read a shared beginning to its end, or until nobody waits for it any more."""
         while reader in self.scheduler.running:
             self._read([Chunk(reader, min(reader.num_unread, self.scheduler.max_step_tokens))])
             self.clear_aborted()
-            keys = {shared_key(waiting) for waiting in self.scheduler.waiting if waiting.shared_len}
-            if reader.fills not in keys and reader in self.scheduler.running:
-                self._leave(reader)
 
     def _read(self, chunks: Many[Chunk]) -> None:
         try:

@@ -297,6 +297,44 @@ def test_a_cartridge_that_cannot_be_loaded_ends_its_own_request(qwen, monkeypatc
     assert [handle.result(60).token_ids for handle in good] == [judge_generate(qwen, request) for request in asked]
 
 
+def test_who_stands_behind_one_that_cannot_be_loaded_is_answered(engine, qwen, monkeypatch):
+    bad, loading = make_cartridge(qwen, 7), engine.batching.scheduler.load
+
+    def load(cartridge):
+        if cartridge is bad:
+            raise MemoryError("no memory")
+        return loading(cartridge)
+
+    monkeypatch.setattr(engine.batching.scheduler, "load", load)
+    asked = [Request(ids_of(qwen, seed, 6), 4, stop_ids=NEVER) for seed in (5, 6)]
+    with engine._turn:  # all are there before the first step
+        failing = engine.submit(Request(ids_of(qwen, 2, 6), 4, cartridge=bad, stop_ids=NEVER))
+        good = [engine.submit(request) for request in asked]
+    with pytest.raises(CartridgesError, match="MemoryError: no memory"):
+        failing.result(60)
+    assert [handle.result(60).token_ids for handle in good] == [judge_generate(qwen, request) for request in asked]
+
+
+def test_a_beginning_that_nobody_waits_for_any_more_is_left(qwen):
+    """While another reply is under way, and only where none of those who share the beginning is left."""
+    engine = in_small_steps(Engine(qwen), 8)
+    shared = ids_of(qwen, 9, 200)
+    asked = [Request((*shared, seed), 4, shared_len=len(shared), stop_ids=NEVER) for seed in (5, 6)]
+    with engine._turn:
+        other = engine.submit(Request(ids_of(qwen, 1, 6), 30, stop_ids=NEVER))
+        engine.batching.step()
+        handles = [engine.submit(request) for request in asked]
+        scheduler = engine.batching.scheduler
+        for handle, num_readers in zip([None, *handles], (1, 1, 0), strict=True):
+            if handle:
+                handle.abort()
+            engine.batching.step()
+            assert sum(bool(one.fills) for one in scheduler.running) == num_readers
+    assert [handle.result(60).finish_reason for handle in [other, *handles]] == ["length", "abort", "abort"]
+    engine.close()
+    engine.check()
+
+
 def test_nothing_is_handed_in_once_it_closes(qwen):
     """Whatever is taken while another thread closes the engine ends; the rest is refused."""
     for _ in range(20):
