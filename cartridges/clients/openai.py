@@ -5,7 +5,7 @@ server that knows neither gives text alone: it can write questions, but it canno
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cartridges.clients.base import ChatRequest, ChatResult
@@ -117,16 +117,25 @@ def stream_chat(
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 raise InputError(f"{url} refused the request ({answer.status_code}): {said_by(answer)}")
-            for line in answer.iter_lines():
+            for line in _lines(answer.iter_bytes()):
                 yield from _piece(line, url)
     except httpx.HTTPError as error:
         raise InputError(f"{url} cannot be reached or went away ({type(error).__name__}: {error})") from error
 
 
-def _piece(line: str, url: str) -> Iterator[str]:
+def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a stream. They end at line feeds alone: text may hold what else is taken for the end of a line."""
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _piece(line: bytes, url: str) -> Iterator[str]:
     """The text in one line of a stream, if it has any."""
-    data = line.removeprefix("data:").strip()
-    if not line.startswith("data:") or not data or data == "[DONE]":
+    data = line.removeprefix(b"data:").strip().decode(errors="replace")
+    if not line.startswith(b"data:") or not data or data == "[DONE]":
         return
     try:
         content = json.loads(data)

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +29,7 @@ from cartridges.errors import CartridgesError, InputError
 from cartridges.lora import LoraReport
 from cartridges.model import POCKET, load_model
 from cartridges.pocket import WEIGHTS
+from cartridges.serving.address import listen
 from cartridges.serving.catalogue import Catalogue
 
 STARTUP_S = 3600.0  # large models take long to download and to load
@@ -69,7 +69,8 @@ def serve_vllm(
         if name == identity.model_id:
             raise InputError(f"given a cartridge called {name!r}, like its model; give it another name")
         catalogue.find([name])
-    port = port or _free_port(host)
+    with closing(listen(host or "0.0.0.0", port)) as listener:  # vLLM looks only once it has loaded the model
+        port = listener.getsockname()[1]
     source = str(WEIGHTS) if model == POCKET else model
     command = vllm_command(source, identity, catalogue, host, port, extra_args, has_gpu=torch.cuda.is_available())
     environment = {**os.environ, **({"VLLM_API_KEY": api_keys[0]} if api_keys else {})}
@@ -217,9 +218,3 @@ def _end_all(server: "subprocess.Popen[bytes]") -> None:
     """End what is left of the server and of the processes that it started."""
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.bind((host, 0))
-        return one.getsockname()[1]

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from cartridges import __version__
-from cartridges.errors import InputError
 from cartridges.serving import errors
+from cartridges.serving.address import listen
 from cartridges.serving.cartridge_routes import cartridge_routes
 from cartridges.serving.desk import Desk
 from cartridges.serving.errors import Json
@@ -108,23 +108,6 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at the address; port 0 takes a free one. Raises InputError where that is not to be had."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise InputError(f"given the host {host!r}, which is not known here; use 127.0.0.1") from error
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind(address)
-    except OSError as error:
-        found.close()
-        why = error.strerror or str(error)
-        raise InputError(f"cannot listen at {host} port {port} ({why}); give another with --port, or 0") from error
-    return found
 
 
 def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) -> None:

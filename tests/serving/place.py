@@ -11,7 +11,8 @@ import httpx
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.engine import Engine
-from cartridges.serving.server import Server, create_app, listen
+from cartridges.serving.address import listen
+from cartridges.serving.server import Server, create_app
 from cartridges.serving.settings import Keys, ServeConfig
 
 API_KEY, ADMIN_KEY = "sk-for-the-tests", "sk-for-the-admin"

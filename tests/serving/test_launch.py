@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cartridges.errors import CartridgesError
+from cartridges.errors import CartridgesError, InputError
 from cartridges.model import load_model
 from cartridges.serving import launch
 from cartridges.serving.catalogue import Catalogue
@@ -46,6 +46,17 @@ def test_without_vllm_the_way_out_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CartridgesError, match=r"--engine vllm needs vLLM, which .* does not have; .*docs/vllm\.md"):
         serve_vllm("pocket", [], "127.0.0.1", 0)
+
+
+def test_a_port_that_another_server_has_is_told_before_anything_is_started(monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(launch, "supervise", lambda *args: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            InputError, match=rf"cannot listen at 127\.0\.0\.1 port {port} \(.*; give another with --port"
+        ):
+            serve_vllm("pocket", [], "127.0.0.1", port)
 
 
 def test_the_bundled_model_is_identified_as_when_it_is_loaded():
