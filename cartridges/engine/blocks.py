@@ -28,6 +28,13 @@ def row_size(length: int) -> int:
     return size if size >= length else -(-length // 1024) * 1024
 
 
+def largest_row(room: int) -> int:
+    """The size of the largest row that so much room has place for; 0 where there is none."""
+    if room >= 1024:
+        return room // 1024 * 1024
+    return 1 << room.bit_length() - 1 if room >= ROW else 0
+
+
 def cost(length: int) -> int:
     """What a run of so many tokens takes of the budget."""
     return -(-length // BLOCK) * BLOCK

@@ -19,7 +19,7 @@ import torch
 
 from cartridges.cartridge import Cartridge
 from cartridges.engine.batching import Batching, Target
-from cartridges.engine.blocks import BLOCK
+from cartridges.engine.blocks import BLOCK, cost, largest_row
 from cartridges.engine.budget import default_kv_tokens
 from cartridges.engine.handle import Handle
 from cartridges.engine.reply import OnEvent, Reply
@@ -191,6 +191,10 @@ class Engine:
                 f"{label} needs room for {needed} tokens, expected at most {total}; raise "
                 "kv_tokens_total (which free memory bounds by default), or give a shorter prompt or fewer new tokens"
             )
+
+    def most_new(self, num_prompt: int, num_slots: int) -> int:
+        """How many new tokens at most there is ever room for, behind a prompt and slots; below 1 where for none."""
+        return largest_row(self._total - cost(num_slots)) - num_prompt
 
     def _needed(self, request: Request, num_new: int, shared_len: int) -> int:
         num_own = len(request.prompt_ids) - shared_len + num_new

@@ -197,7 +197,8 @@ class Desk:
         """How many tokens a reply may have. Raises ApiError where they do not fit the window."""
         num_slots, window = cartridge.num_slots if cartridge else 0, self.engine.model.window
         room = window - num_slots - len(prompt)
-        num_new = asked.new_tokens or max(1, min(asked.usual_tokens or self.config.default_max_tokens, room))
+        usual = asked.usual_tokens or self.config.default_max_tokens
+        num_new = asked.new_tokens or max(1, min(usual, room, self.engine.most_new(len(prompt), num_slots)))
         if num_new > room:
             raise ApiError(
                 f"given {len(prompt)} prompt tokens behind {num_slots} slots, and {num_new} new tokens: "

@@ -33,7 +33,7 @@ class ServeConfig(Config):
     max_body_bytes: int = Field(default=4 << 20, gt=0, description="the largest request; what is above gets 413")
     max_logprobs: int = Field(default=20, ge=0, description="likeliest tokens told of one position")
     default_max_tokens: int = Field(
-        default=1024, gt=0, description="of a chat that names none; never more than the window holds"
+        default=1024, gt=0, description="of a chat that names none; never more than the window and kv_tokens_total hold"
     )
     read_s: float = Field(default=30.0, gt=0, description="for a request to arrive")
     write_s: float = Field(default=30.0, gt=0, description="for a reader to take a piece of a reply")

@@ -50,7 +50,7 @@ def tokasaurus_routes(desk: Desk) -> APIRouter:
     async def answer(asked: Any, request: Request, prompts: Any, chat: bool) -> Response:
         if asked.stream:
             raise ApiError("this route does not stream; ask /v1 for that", "stream", "unsupported_parameter")
-        if asked.model in ANY_MODEL:
+        if asked.model in ANY_MODEL and asked.model not in desk.engine.shelf.names():
             asked = asked.model_copy(update={"model": desk.base})
         prepared = await desk.prepare(asked, lambda: prompts(asked), default_temperature=0.0)
         form = form_of(desk, asked, chat)

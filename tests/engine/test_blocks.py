@@ -2,7 +2,7 @@
 
 import pytest
 
-from cartridges.engine.blocks import BLOCK, Blocks, Run, chain, path_to, row_size
+from cartridges.engine.blocks import BLOCK, Blocks, Run, chain, largest_row, path_to, row_size
 
 
 def kept(blocks, root, ids, parent=None, start=0, lasting=True):
@@ -14,6 +14,13 @@ def kept(blocks, root, ids, parent=None, start=0, lasting=True):
 def test_rows_hold_what_they_shall():
     sizes = [row_size(length) for length in (0, 1, 64, 65, 1000, 1024, 1025, 5000)]
     assert sizes == [64, 64, 64, 128, 1024, 1024, 2048, 5120]
+
+
+def test_the_largest_row_is_the_last_that_fits():
+    sizes = [row_size(length) for length in range(1, 5000)]
+    for room in (0, 63, 64, 65, 127, 300, 1023, 1024, 2047, 2048, 4100):
+        assert largest_row(room) == max((size for size in sizes if size <= room), default=0)
+    assert largest_row(-16) == 0
 
 
 def test_a_link_depends_on_all_before_it():

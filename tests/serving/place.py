@@ -70,7 +70,7 @@ class Running:
 @contextmanager
 def running(model, cartridges=(), keys=None, roots=(), **limits):
     """A server, until the end of the block."""
-    engine = Engine(model)
+    engine = Engine(model, limits.get("kv_tokens_total"))
     for name, cartridge in dict(cartridges).items():
         engine.shelf.add(name, cartridge)
     server = Running(engine, keys or Keys(), tuple(roots), limits).start()

@@ -182,6 +182,18 @@ def test_many_at_once_get_what_one_gets(served_model, cartridges):
         server.settle()
 
 
+def test_who_names_no_length_gets_what_there_is_room_for(served_model, cartridges):
+    with running(served_model, cartridges, kv_tokens_total=300) as server:
+        asked = {"model": "ward", "max_tokens": "absent", "ignore_eos": True}
+        usage = server.chat(**asked, n=2).json()["usage"]
+        num_prompt = usage["prompt_tokens"]
+        assert usage["completion_tokens"] == 2 * (256 - num_prompt), "the largest row beside 10 slots"
+        error = error_of(server.chat(**{**asked, "max_tokens": 257 - num_prompt}))
+        assert "needs room for 528 tokens, expected at most 300" in error["message"]
+        assert "needs room for" in error_of(server.chat("beds " * 200, **asked))["message"]
+        server.settle()
+
+
 def test_keys_are_asked_for(served_model, cartridges):
     with running(served_model, cartridges, keys=Keys((API_KEY,), (ADMIN_KEY,))) as server:
         assert error_of(server.chat(), 401)["message"].startswith("given no API key")

@@ -40,6 +40,19 @@ def test_a_text_and_several_cartridges(server, served_model):
     assert reply["choices"][0]["text"] == result.text
 
 
+def test_any_model_is_the_base_unless_a_cartridge_has_the_name(server, cartridges):
+    def slots_of(model):
+        reply = server.post(CHAT, {"model": model, "messages": BEDS, "max_tokens": 1}).json()
+        return reply["usage"]["prompt_tokens_details"]["cartridge_slots"]
+
+    assert slots_of("default") == slots_of("") == 0
+    server.engine.shelf.add("default", cartridges["firm"])
+    try:
+        assert slots_of("default") == cartridges["firm"].num_slots and slots_of("") == 0
+    finally:
+        server.engine.shelf.remove("default")
+
+
 def test_nothing_is_downloaded(server):
     body = {"messages": BEDS, "cartridges": [{"id": "wv3q9fae", "source": "wandb"}]}
     assert error_of(server.post(CHAT, body), 404)["code"] == "cartridge_not_found"
