@@ -102,7 +102,8 @@ def openai_routes(desk: Desk) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
         """One of them, or several cartridges that can be asked together, as a+b."""
-        if name != desk.base and not set(name.split("+")) <= set(desk.engine.shelf.names()):
+        parts = name.split("+")
+        if name != desk.base and not (set(parts) <= set(desk.engine.shelf.names()) and len(set(parts)) == len(parts)):
             raise ApiError(
                 f"there is no model {name[:80]!r}; GET /v1/models lists them", "model", "model_not_found", 404
             )

@@ -88,9 +88,14 @@ class Form:
             choices.append(choice)
         return self._outer(self.kind, choices, usage.body())
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first piece of a streamed chat."""
-        return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None, None)])
+    def opening(self, index: int, prompt: Sequence[int]) -> list[dict[str, Any]]:
+        """The first piece of a stream; a text has none but to tell the ids of its prompt."""
+        if not (self.chat or self.asked.with_ids):
+            return []
+        choice = self._choice(index, {"role": "assistant", "content": ""} if self.chat else "", None, None)
+        if self.asked.with_ids:
+            choice["prompt_token_ids"] = list(prompt)
+        return [self._chunk([choice])]
 
     def piece(self, index: int, event: Event, text_offset: int = 0) -> list[dict[str, Any]]:
         """What is to be sent of an event: perhaps nothing, and the end of a chat in a piece of its own."""

@@ -5,7 +5,7 @@ accepted where their value asks for nothing.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -143,6 +143,13 @@ class Sampling(Strict):
                 message = unknown_name("parameter", str(name)[:100], [*cls.model_fields, *NEUTRAL])
                 raise ApiError(message, str(name)[:100], "unknown_parameter")
         return kept
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        """Raises ApiError for what is told of a stream where none is asked for."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError("given stream_options without stream=true, expected both", "stream_options")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:

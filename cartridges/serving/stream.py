@@ -29,9 +29,9 @@ async def pieces(replies: Replies, form: Form, wants_usage: bool) -> AsyncIterat
     prepared = replies.prepared
     offsets = [0] * len(prepared.requests)
     try:
-        if form.chat:
-            for index in range(len(prepared.requests)):
-                yield event_of(form.opening(index))
+        for index, request in enumerate(prepared.requests):
+            for piece in form.opening(index, request.prompt_ids):
+                yield event_of(piece)
         async for index, event in replies.events():
             for piece in form.piece(index, event, offsets[index]):
                 yield event_of(piece)

@@ -48,6 +48,8 @@ CHAT = "/v1/chat/completions"
         ({"model": "absent"}, "model", "Field required"),
         ({"model": 7}, "model", "valid string"),
         ({"stream": "yes"}, "stream", "valid boolean"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream=true, expected both"),
+        ({"stream": False, "stream_options": {}}, "stream_options", "without stream=true, expected both"),
         ({"cartridges": "ward"}, "cartridges", "valid list"),
         ({"cartridges": ["ward", "ward"]}, "cartridges", "given a cartridge twice"),
         ({"cartridges": ["ward"], "model": "firm"}, "cartridges", "expected the model 'tiny-qwen3' with them"),
