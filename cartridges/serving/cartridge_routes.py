@@ -51,7 +51,7 @@ def cartridge_routes(desk: Desk, roots: Sequence[Path]) -> APIRouter:
                 raise ApiError(
                     f"{len(shelf.names())} cartridges are served, which is the most; remove one first", "name"
                 )
-            await desk.work(lambda: _load(asked, allowed, desk))
+            await desk.apart(lambda: _load(asked, allowed, desk))
         return Json(_told(asked.name, shelf.manifest(asked.name)), 201)
 
     @router.delete("/v1/cartridges/{name}", response_model=None)

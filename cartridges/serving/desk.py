@@ -75,8 +75,15 @@ class Desk:
         return self._mailbox
 
     async def work(self, call: Callable[[], Made]) -> Made:
-        """The result of a call that takes its time."""
+        """The result of a call that takes its time, and has no tensors to calculate with."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    def apart(self, call: Callable[[], Made]) -> asyncio.Future[Made]:
+        """The result of a call that calculates, in a thread that ends: its OpenMP pool would slow the engine's."""
+        pool = ThreadPoolExecutor(1, "apart")
+        made = asyncio.get_running_loop().run_in_executor(pool, call)
+        pool.shutdown(wait=False)
+        return made
 
     @contextmanager
     def counted(self, num_replies: int) -> Iterator[None]:
@@ -104,7 +111,6 @@ class Desk:
             raise self.too_late() from None
 
     async def _composed(self, names: Sequence[str]) -> "Cartridge":
-        """Composed in a thread that ends: one that lives on keeps its OpenMP pool, which slows the engine's."""
         self.mailbox()
         assert self._composing is not None
         async with self._composing:
@@ -112,9 +118,7 @@ class Desk:
                 raise self.closing_down()
             if (ready := self.engine.shelf.ready(names)) is not None:  # made for others meanwhile
                 return ready
-            pool = ThreadPoolExecutor(1, "composing")
-            made = asyncio.get_running_loop().run_in_executor(pool, self.engine.shelf.get, names)
-            pool.shutdown(wait=False)
+            made = self.apart(lambda: self.engine.shelf.get(names))
             try:
                 return await asyncio.shield(made)
             except asyncio.CancelledError:  # the client has left, or waited too long; its turn ends with its thread

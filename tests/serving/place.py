@@ -57,6 +57,12 @@ class Running:
         stats = self.engine.stats()
         return self.desk.num_open == 0 and stats.num_running == 0 and stats.num_waiting == 0
 
+    @property
+    def num_taken(self) -> int:
+        """Replies that the engine has; the desk counts those whose prompts are being read, too."""
+        stats = self.engine.stats()
+        return stats.num_running + stats.num_waiting
+
     def settle(self, wait_s: float = 30) -> None:
         """Wait until nothing is in work, and prove that nothing leaked."""
         by = time.monotonic() + wait_s

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cartridges.cartridge import MANIFEST, TENSORS
+from cartridges.cartridge import MANIFEST, TENSORS, Cartridge
 from cartridges.serving.settings import Keys
 from tests.architectures import tiny
 from tests.engine.judges import make_cartridge
@@ -121,6 +121,22 @@ def test_no_more_than_the_most_are_taken(admin, shelves):
         admin.client.delete(f"/v1/cartridges/{name}")
 
 
+def test_it_is_checked_in_a_thread_that_ends(admin, shelves, monkeypatch):
+    """One that lives on would keep a pool of OpenMP threads, which slows the engine's."""
+    check, threads = Cartridge.check_finite, []
+
+    def noted(cartridge):
+        threads.append(threading.current_thread())
+        check(cartridge)
+
+    monkeypatch.setattr(Cartridge, "check_finite", noted)
+    assert add(admin, "passing", shelves / "allowed" / "good").status_code == 201
+    assert admin.client.delete("/v1/cartridges/passing").status_code == 200
+    (thread,) = set(threads)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_reply_ends_with_the_cartridge_that_it_began_with(admin, shelves):
     add(admin, "late", shelves / "allowed" / "good")
     expected = admin.chat(model="late", temperature=0, max_tokens=120, ignore_eos=True).json()["choices"]
@@ -128,7 +144,7 @@ def test_a_reply_ends_with_the_cartridge_that_it_began_with(admin, shelves):
     fields = {"model": "late", "temperature": 0, "max_tokens": 120, "ignore_eos": True}
     thread = threading.Thread(target=lambda: found.append(admin.chat(**fields).json()["choices"]))
     thread.start()
-    while not admin.desk.num_open and not found:
+    while not admin.num_taken and not found:
         pass
     assert admin.client.delete("/v1/cartridges/late").status_code == 200
     thread.join(60)

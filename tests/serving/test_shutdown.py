@@ -29,7 +29,7 @@ def test_what_runs_may_finish(served_model):
         threads.append(threading.Thread(target=ask, args=(server, found), kwargs={**LONG, "stream": True}))
         for thread in threads:
             thread.start()
-        while server.desk.num_open + len(found) < 4:
+        while server.num_taken + len(found) < 4:
             time.sleep(0.001)
         server.server.should_exit = True
         for thread in threads:
@@ -50,7 +50,7 @@ def test_what_takes_longer_is_told_that_it_ends(served_model):
         ]
         for thread in threads:
             thread.start()
-        while server.desk.num_open < 16 and not found:
+        while server.num_taken < 16 and not found:
             time.sleep(0.001)
         server.server.should_exit = True
         for thread in threads:
