@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from cartridges.cartridge import ModelIdentity, check_made_for
+from cartridges.cartridge import ModelIdentity, check_made_for, first_not_finite, read_manifest
 from cartridges.errors import FormatError, InputError
 from cartridges.run_folder import disk_errors_told, write_whole
 
@@ -73,17 +73,7 @@ class AdapterManifest(BaseModel):
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise InputError(f"no adapter in {folder}: expected a folder that holds {MANIFEST} and {TENSORS}")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
-            if version != FORMAT_VERSION:
-                raise FormatError(
-                    f"{path} has format version {version!r}, expected {FORMAT_VERSION}; install a newer cartridges"
-                )
-            return cls.model_validate(content)
-        except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise FormatError(f"{path} cannot be read ({type(error).__name__}: {first_line}); copy it again") from error
+        return read_manifest(cls, path, FORMAT_VERSION)
 
     @property
     def identity(self) -> bytes:
@@ -199,9 +189,9 @@ class ThoughtAdapter:
 
     def check_finite(self) -> None:
         """Raises FormatError for numbers that nothing can be multiplied with. Reads every tensor once."""
-        for name, tensor in sorted(self.tensors.items()):
-            if tensor.numel() and not all(end.isfinite() for end in tensor.detach().aminmax()):
-                raise FormatError(f"the adapter {self.name} has {name} infinite or no number; make it anew")
+        names, tensors = zip(*sorted(self.tensors.items()), strict=True)
+        if (place := first_not_finite(tensors)) is not None:
+            raise FormatError(f"the adapter {self.name} has {names[place]} infinite or no number; make it anew")
 
     def sealed(self) -> Self:
         """The same patches, with their shapes, dtype and digest in the manifest.

@@ -7,13 +7,13 @@ goes on and a finished one does nothing twice.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cartridges.cartridge import Cartridge
 from cartridges.clients.base import Client
@@ -65,20 +65,16 @@ class BuildConfig(Config):
         for name in ("default", "pocket")
     }
 
+    elsewhere = {"train.slots": "slots=[N] in a build, for one cartridge or several"}
+
+    @model_validator(mode="before")
     @classmethod
-    def resolve(
-        cls,
-        preset: str | None = None,
-        file: Path | None = None,
-        overrides: Iterable[str] = (),
-        values: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """As `Config.resolve`. Raises ConfigError, too, for a size that is given as that of one training."""
-        found = super().resolve(preset, file, overrides, values)
-        size = found.train.slots
-        if size not in (*found.slots, super().resolve(preset).train.slots):
-            raise ConfigError(f"given train.slots={size}; in a build give slots=[{size}]")
-        return found
+    def _largest_is_trained(cls, values: Any) -> Any:
+        """What else is told of the training has to fit the sizes that are built, and not the preset's."""
+        slots, run = (values.get(key) for key in ("slots", "train"))
+        if isinstance(run, dict) and slots and isinstance(slots, list) and all(type(size) is int for size in slots):
+            return {**values, "train": {**run, "slots": max(slots)}}
+        return values
 
     def train_config(self, num_slots: int) -> TrainConfig:
         """The configuration of one size."""

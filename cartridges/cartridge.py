@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -99,17 +99,7 @@ class Manifest(BaseModel):
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise InputError(f"no cartridge in {folder}: expected a folder that holds {MANIFEST} and {TENSORS}")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
-            if version != FORMAT_VERSION:
-                raise FormatError(
-                    f"{path} has format version {version!r}, expected {FORMAT_VERSION}; install a newer cartridges"
-                )
-            return cls.model_validate(content)
-        except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise FormatError(f"{path} cannot be read ({type(error).__name__}: {first_line}); copy it again") from error
+        return read_manifest(cls, path, FORMAT_VERSION)
 
     def write(self, folder: Path) -> None:
         """Put the manifest into `folder`, in the place of an older one; the name as text, if it is that of a path."""
@@ -169,7 +159,7 @@ class Cartridge:
     def check_finite(self) -> None:
         """Raises FormatError for numbers with which there is no attention to calculate. Reads every tensor once."""
         for kind, tensors in (("keys", self.keys), ("values", self.values)):
-            if (layer := _not_finite(tensors)) is not None:
+            if (layer := first_not_finite(tensors)) is not None:
                 raise FormatError(
                     f"{self._called} has {kind} in layer {layer} that are infinite or no number; make it anew"
                 )
@@ -177,7 +167,7 @@ class Cartridge:
 
     def check_bias(self) -> None:
         """Raises FormatError for a bias with which there is no attention to calculate."""
-        if (layer := _not_finite(self.bias or ())) is not None:
+        if (layer := first_not_finite(self.bias or ())) is not None:
             raise FormatError(
                 f"{self._called} has a bias in layer {layer} that is infinite or no number; make it anew, with -1e4 "
                 "for a slot that is to get no attention"
@@ -289,10 +279,25 @@ def _dtype_name(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _not_finite(tensors: "Sequence[torch.Tensor]") -> int | None:
-    """The first layer with an infinity or what is no number; their least and their greatest tell, with no copy."""
-    ends = ((layer, end) for layer, tensor in enumerate(tensors) for end in tensor.detach().aminmax())
-    return next((layer for layer, end in ends if not end.isfinite()), None)
+ManifestT = TypeVar("ManifestT", bound=BaseModel)
+
+
+def read_manifest(kind: type[ManifestT], path: Path, version: int) -> ManifestT:
+    """The manifest of this kind in a file. Raises FormatError where it is damaged or of another version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (found := content["format_version"]) != version:
+            raise FormatError(f"{path} has format version {found!r}, expected {version}; install a newer cartridges")
+        return kind.model_validate(content)
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FormatError(f"{path} cannot be read ({type(error).__name__}: {first_line}); copy it again") from error
+
+
+def first_not_finite(tensors: "Sequence[torch.Tensor]") -> int | None:
+    """Which of them is the first with an infinity or what is no number; least and greatest tell, with no copy."""
+    ends = ((place, end) for place, tensor in enumerate(tensors) for end in tensor.detach().aminmax())
+    return next((place for place, end in ends if not end.isfinite()), None)
 
 
 def _raw(tensor: "torch.Tensor") -> bytes:

@@ -50,11 +50,13 @@ for _end in (_Loader, _Dumper):
 class Config(BaseModel):
     """Base of every configuration. Unknown keys are refused and instances are frozen.
 
-    `presets` maps a name to values (nested mappings) that `resolve` puts over the class defaults.
+    `presets` maps a name to values (nested mappings) that `resolve` puts over the class defaults. `elsewhere` maps the
+    path of a nested field that is not to be given here to what is to be given instead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def resolve(
@@ -84,6 +86,10 @@ class Config(BaseModel):
             _put(given, path, _parse_value(override, text, _is_text(cls, path)))
         layers.append((COMMAND_LINE, given))
         layers.append(("the call", _merged({}, values or {})))
+        for label, layer in layers[1 + (preset is not None) :]:
+            for name, instead in cls.elsewhere.items():
+                if _holds(layer, tuple(name.split("."))):
+                    raise ConfigError(f"given {name} (from {label}), expected {instead}")
         return _validated(cls, layers, raw)
 
     @classmethod

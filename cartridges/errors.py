@@ -42,6 +42,11 @@ class InterruptedRun(CartridgesError):
     """A run stopped before its end; the message says how to resume it."""
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it is what torch raises where a device or the machine has no memory left."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def half_pair(text: str) -> str:
     """What is wrong with a text that no file and no tokenizer takes, as JSON can write it; "" for a whole one."""
     try:

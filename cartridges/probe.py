@@ -55,7 +55,8 @@ AttentionMaskInterface.register(NAME, cast(Any, _no_mask))
 def layer_shapes(hf: PreTrainedModel, model_id: str) -> list[LayerShape]:
     """The shape of each layer's cache. Raises InputError for a model whose attention cannot be taken over."""
     cache, calls, masked, problem = DynamicCache(), [], set[int](), ""
-    config, decoder, before = hf.config.get_text_config(), cast(Any, hf.get_decoder()), _implementation(hf)
+    config, decoder = hf.config.get_text_config(), cast(Any, hf.get_decoder())
+    before: Any = hf.config._attn_implementation
     token = torch.zeros(1, 1, dtype=torch.long, device=hf.device)
     noting = _MASKED.set(masked)
     try:
@@ -81,10 +82,6 @@ def layer_shapes(hf: PreTrainedModel, model_id: str) -> list[LayerShape]:
     if problem:
         raise InputError(f"{model_id} attends in a way of its own, which is not supported: {problem}")
     return shapes
-
-
-def _implementation(hf: PreTrainedModel) -> Any:
-    return hf.config._attn_implementation
 
 
 def _cached(cache: DynamicCache, windows: list[int | None], num_layers: int, model_id: str) -> list[LayerShape]:

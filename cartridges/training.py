@@ -26,7 +26,7 @@ from cartridges.attention import PackedPrefix, attend, packed_hidden
 from cartridges.cartridge import MANIFEST, Cartridge
 from cartridges.corpus import Corpus
 from cartridges.dataset import SPLIT, Dataset
-from cartridges.errors import CartridgesError, ConfigError, FormatError, InterruptedRun
+from cartridges.errors import CartridgesError, ConfigError, FormatError, InterruptedRun, lacks_memory
 from cartridges.initialization import initialize
 from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.losses import distillation_loss, next_token_loss
@@ -360,7 +360,7 @@ def memory_told(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if lacks_memory(error):
             less = "a lower row_len" if config.checkpointing else "a lower row_len, then checkpointing=true"
             raise CartridgesError(
                 f"a row of {config.row_len} tokens behind {config.slots} slots does not fit into memory; give {less}"

@@ -320,11 +320,14 @@ def test_sizes_beyond_the_window_are_refused_before_any_work(tiny_tokenizer):
         check_sizes(corpus, tiny("llama", tiny_tokenizer), BuildConfig.resolve("pocket", None, ["slots=[1024]"]))
 
 
-@pytest.mark.parametrize(("preset", "size"), [("pocket", 1024), ("default", 128), (None, 128)])
-def test_a_size_given_as_that_of_one_training_is_refused(preset, size):
-    with pytest.raises(ConfigError, match=rf"^given train.slots={size}; in a build give slots=\[{size}\]$"):
-        BuildConfig.resolve(preset, None, [f"train.slots={size}"])
-    assert BuildConfig.resolve(preset, None, [f"train.slots={size}", f"slots=[{size}]"]).slots == [size]
+def test_the_training_is_checked_against_the_sizes_that_are_built():
+    assert BuildConfig.resolve("pocket", None, ["slots=[300]", "train.frozen_slots=200"]).train.frozen_slots == 200
+    with pytest.raises(
+        ConfigError, match=r"^given train.slots \(from the command line\), expected slots=\[N\] in a build"
+    ):
+        BuildConfig.resolve("pocket", None, ["train.slots=128"])
+    with pytest.raises(ConfigError, match=r"^'train': given slots=100 and frozen_slots=100, expected at least"):
+        BuildConfig.resolve("pocket", None, ["slots=[100]", "train.frozen_slots=100"])
 
 
 def test_no_preset_fits_by_force(tiny_tokenizer):

@@ -112,6 +112,27 @@ def test_a_check_over_several_nested_fields_tells_those_alone():
     assert refused("optimizer.lr=0.5", "optimizer.betas=[0.5, 0.9]") == told
 
 
+class Several(Config):
+    presets: ClassVar = {"paper": {"train": {"seed": 5}}}
+    elsewhere: ClassVar = {"train.seed": "seeds=[N]"}
+
+    train: Train = Train()
+
+
+@pytest.mark.parametrize("preset", [None, "paper"])
+def test_what_is_to_be_given_elsewhere_is_told_wherever_it_stands(preset, tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {seed: 0}")
+    assert Several.resolve(preset, None, ["train.name=x"]).train.seed == (5 if preset else 0)
+    for given, source in (
+        ({"overrides": ["train.seed=5"]}, "the command line"),
+        ({"file": tmp_path / "x.yaml"}, f"file {str(tmp_path / 'x.yaml')!r}"),
+        ({"values": {"train": {"seed": 1}}}, "the call"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            Several.resolve(preset, **given)
+        assert str(raised.value) == f"given train.seed (from {source}), expected seeds=[N]"
+
+
 def test_every_wrong_value_is_told_at_once():
     message = refused("seed=abc", "num_steps=-1")
     assert "'seed'" in message and "'num_steps'" in message

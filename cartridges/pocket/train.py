@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from cartridges.errors import CartridgesError, ConfigError, FormatError, InputError, InterruptedRun
+from cartridges.errors import CartridgesError, ConfigError, FormatError, InputError, InterruptedRun, lacks_memory
 from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.pocket import MANIFEST
 from cartridges.pocket.attention import register
@@ -372,10 +372,10 @@ def told_step(run: Run) -> tuple[float, float, dict[str, tuple[int, int]]]:
     except RuntimeError as error:
         from torch._dynamo.exc import BackendCompilerFailed
 
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first_line:
+        if lacks_memory(error):
             raise CartridgesError(f"step {run.step} does not fit into memory; give fewer rows in shapes") from error
         if isinstance(error, BackendCompilerFailed):
+            first_line = (str(error).strip().splitlines() or [""])[0]
             raise CartridgesError(
                 f"torch.compile failed ({first_line}); install a C++ compiler, or begin anew with compile=false"
             ) from error

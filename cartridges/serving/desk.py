@@ -135,12 +135,16 @@ class Desk:
                     "cartridges",
                 )
             names = asked.names
+        self.check_names(names, in_field=bool(asked.names))
+        return names
+
+    def check_names(self, names: Sequence[str], in_field: bool) -> None:
+        """Raises ApiError for names that cannot be asked together; `in_field` where they are not the model's name."""
         if len(names) > self.config.max_composed:
             raise ApiError(f"given {len(names)} cartridges, expected at most {self.config.max_composed}", "cartridges")
         known = self.engine.shelf.names()
         for name in names:
             if name not in known:
-                in_field = bool(asked.names)
                 raise ApiError(
                     unknown_name(
                         "cartridge" if in_field else "model", name[:128], known if in_field else [self.base, *known]
@@ -151,7 +155,6 @@ class Desk:
                 )
         if len(set(names)) < len(names):
             raise ApiError("given a cartridge twice, expected different ones", "cartridges")
-        return names
 
     async def prepare(
         self, asked: Sampling, prompts: Callable[[], list[list[int]]], default_temperature: float

@@ -102,11 +102,8 @@ def openai_routes(desk: Desk) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
         """One of them, or several cartridges that can be asked together, as a+b."""
-        parts = name.split("+")
-        if name != desk.base and not (set(parts) <= set(desk.engine.shelf.names()) and len(set(parts)) == len(parts)):
-            raise ApiError(
-                f"there is no model {name[:80]!r}; GET /v1/models lists them", "model", "model_not_found", 404
-            )
+        if name != desk.base:
+            desk.check_names(name.split("+"), in_field=False)
         return Json(described(name))
 
     @router.post("/v1/chat/completions", response_model=None)

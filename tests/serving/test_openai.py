@@ -21,10 +21,14 @@ def test_the_models_are_the_base_and_each_cartridge(server, cartridges):
     both = server.client.get("/v1/models/ward+firm").json()
     num_slots = server.engine.shelf.get(["ward", "firm"]).num_slots
     assert (both["id"], both["num_slots"], both["max_model_len"]) == ("ward+firm", num_slots, 1024 - num_slots)
-    assert "there is no model 'ward+nobody'" in error_of(server.client.get("/v1/models/ward+nobody"), 404)["message"]
-    for name in ("ward+ward", "ward+"):
-        assert f"there is no model {name!r}" in error_of(server.client.get(f"/v1/models/{name}"), 404)["message"]
-    assert "there is no model 'nobody'" in error_of(server.client.get("/v1/models/nobody"), 404)["message"]
+    for name, status, message in [
+        ("ward+nobody", 404, "unknown model 'nobody'; "),
+        ("ward+", 404, "unknown model ''; "),
+        ("nobody", 404, "unknown model 'nobody'; "),
+        ("ward+ward", 400, "given a cartridge twice, expected different ones"),
+    ]:  # what is said to those who ask them, too
+        assert error_of(server.client.get(f"/v1/models/{name}"), status)["message"].startswith(message)
+        assert error_of(server.chat(model=name), status)["message"].startswith(message)
 
 
 def test_a_chat_is_answered_as_the_engine_does(server, cartridges, judge):
