@@ -15,9 +15,12 @@ DEFAULT_PRESET = "small"
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--preset", help=f"tiny, small or base; a new run's default is {DEFAULT_PRESET}.")
+@click.option("--preset", help=f"tiny, small, bundled or base; a new run's default is {DEFAULT_PRESET}.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: str) -> None:
+@click.option(
+    "--workers", type=click.IntRange(0, 256), help="Processes that make batches: none beside a CPU, else a core each."
+)
+def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: str, workers: int | None) -> None:
     """Train the pocket model from nothing into the folder OUT, or go on with the run that OUT holds.
 
     KEY=VALUE sets a field of the configuration, such as seed=1 or muon_lr=0.01. A run stopped by Ctrl-C, or in any
@@ -39,13 +42,20 @@ def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: s
             with open_run(out, config, None if device == "auto" else device) as run:
                 if run.is_finished:
                     click.echo(f"{out} is finished: {run.step} of {run.config.num_steps} steps.")
-                model = train(run)
+                model = train(run, num_beside(run.device.type) if workers is None else workers)
     except KeyboardInterrupt:
         from cartridges.run_folder import resume_command
 
         go_on = resume_command("pocket train", out) if config_path.exists() else "the same command"
         raise InterruptedRun(f"stopped; go on with: {go_on}") from None
     click.echo(f"The model is in {model}. Measure it with: cartridges pocket eval --model {model}")
+
+
+def num_beside(device: str) -> int:
+    """How many processes keep the device in batches: all cores but one beside one that calculates by itself."""
+    from cartridges.provenance import cores
+
+    return 0 if device == "cpu" else cores() - 1
 
 
 @contextmanager

@@ -37,6 +37,10 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 BOUND = "{prompt}\n\nIt is about this part:\n{passage}"
 EMPTY_SHARE = 0.08  # of the bound prompts in lessons: the passage tells nothing, and the message is about anything else
 
+# Of messages that look up something of a person, beyond those drawn so: people are asked about by their last names
+# more often than the text names them so, and a message copies the text unless it has learned to do otherwise.
+LAST_NAME_SHARE = 0.15
+
 USE_CASES = (
     "I am writing a letter.",
     "I am filling in a form.",
@@ -68,12 +72,25 @@ def draw_message(rng: Random, context: Context, seed_kind: str) -> Question | No
         return draw(rng, context, "creative")
     if seed_kind == "use_case":
         question = draw(rng, context, "lookup")
-        return question and replace(question, text=f"{rng.choice(USE_CASES)} {question.text}")
+        return question and replace(
+            question, text=f"{rng.choice(USE_CASES)} {by_last_name(rng, context, question).text}"
+        )
     kinds, shares = zip(*QUESTION_SHARES.items(), strict=True)
     for kind in rng.choices(kinds, shares, k=8):
         if question := draw(rng, context, kind):
-            return question
+            return by_last_name(rng, context, question)
     return None
+
+
+def by_last_name(rng: Random, context: Context, question: Question) -> Question:
+    """A look-up or choice about a person, now and then with the last name alone; other questions as they are."""
+    if question.kind not in ("lookup", "multiple_choice"):
+        return question
+    subject = question.needs[0].subject
+    last = subject.split()[-1]
+    if context.short_names.get(last) != subject or rng.random() >= LAST_NAME_SHARE:
+        return question
+    return replace(question, text=question.text.replace(subject, last))
 
 
 def bound(prompt: str, passage: str) -> str:

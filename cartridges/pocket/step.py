@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -129,9 +130,9 @@ def make_loss(
 
 def accuracy_by_kind(batch: Batch, right_M: torch.Tensor) -> dict[str, tuple[int, int]]:
     """For each kind of turn, how many are wholly right given their own beginning, and how many there are."""
-    wrong = set(batch.turns_M[~right_M.cpu().numpy()].tolist())
+    wrong = set(np.unique(batch.turns_M[~right_M.cpu().numpy()]).tolist())
     tally: dict[str, tuple[int, int]] = {}
-    for turn in set(batch.turns_M.tolist()) - {0}:
+    for turn in set(np.unique(batch.turns_M).tolist()) - {0}:
         num_right, num_all = tally.get(batch.kinds[turn], (0, 0))
         tally[batch.kinds[turn]] = (num_right + (turn not in wrong), num_all + 1)
     return tally

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from cartridges.errors import CartridgesError, ConfigError, FormatError, InputEr
 from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.pocket import MANIFEST
 from cartridges.pocket.attention import register
-from cartridges.pocket.batches import Batch, ChatEncoder, make_batch
+from cartridges.pocket.batches import Batch, Batches, ChatEncoder
 from cartridges.pocket.recipe import PocketConfig, Shape
 from cartridges.pocket.step import Optimizers, accuracy_by_kind, build_model, make_loss
 from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
@@ -98,6 +99,7 @@ class Run:
         self.multiply_in(precision_of("auto", torch.float32, self.device))
         self.step = 0
         self.recent = Recent()
+        self.batches: Iterator[Batch] | None = None
 
     def multiply_in(self, precision: str) -> None:
         """Have products in bf16 or fp32 from here on."""
@@ -211,15 +213,15 @@ class Run:
             raise ValueError(f"step {state['step']!r}")
         self.step, self.recent = state["step"], Recent(**state.get("recent", {}))
 
-    def batch(self, step: int) -> Batch:
-        shape = self.config.shape_at(step)
-        num_targets = int(shape.rows * shape.length * self.config.target_share)
-        key = (self.config.seed, step)
-        return make_batch(self.encoder, key, shape.rows, shape.length, num_targets, shape.context_share)
+    def make_batches(self, num_processes: int = 0) -> None:
+        """Have the batches from here on made by `num_processes` processes beside this one, or by this one with 0."""
+        self.batches = Batches(self.encoder, self.config).from_step(self.step, num_processes)
 
     def train_step(self) -> tuple[float, float, dict[str, tuple[int, int]]]:
         """One step; gives the loss, the loss on answers alone (nats a token) and the accuracy by kind."""
-        batch = self.batch(self.step)
+        if self.batches is None:
+            self.make_batches()
+        batch = next(cast(Iterator[Batch], self.batches))
         if not batch.weights_M.any():
             length = self.config.shape_at(self.step).length
             raise CartridgesError(
@@ -319,10 +321,14 @@ def open_run(folder: Path, config: PocketConfig | None, device: str | None = Non
         return run
 
 
-def train(run: Run) -> Path:
-    """Train to the end and export; gives the folder of the model. A stop at any moment loses no saved step."""
+def train(run: Run, num_processes: int = 0) -> Path:
+    """Train to the end and export; gives the folder of the model. A stop at any moment loses no saved step.
+
+    `num_processes` make the batches ahead; with 0 this one makes them. The curve is the same.
+    """
     with disk_errors_told(run.folder):
         if not run.is_trained:
+            run.make_batches(num_processes)
             with MetricsLog(run.folder / "metrics.jsonl") as metrics:
                 metrics.truncate_after(run.step)
                 with progress("training pocket", run.config.num_steps) as bar, StopSignals() as stop:

@@ -56,3 +56,17 @@ def test_use_cases_come_before_the_question():
     for _, message in messages("use_case", "ward"):
         (use_case,) = [text for text in USE_CASES if message.text.startswith(f"{text} ")]
         assert message.text.count(use_case) == 1
+
+
+@pytest.mark.parametrize(
+    ("seed_kind", "kinds"), [("question", ("lookup", "multiple_choice")), ("use_case", ("lookup",))]
+)
+def test_people_are_asked_about_by_their_last_names_now_and_then(seed_kind, kinds):
+    about = [
+        (question.needs[0].subject, question.text)
+        for context, question in messages(seed_kind, "ward")
+        if question.kind in kinds and question.needs[0].subject in context.short_names.values()
+    ]
+    by_last_name = [text for name, text in about if name not in text]
+    assert all(name.split()[-1] in text for name, text in about)
+    assert 0.2 < len(by_last_name) / len(about) < 0.36  # 0.28 are expected
