@@ -59,7 +59,7 @@ class TrainConfig(Config):
         "pocket": {
             "slots": 128,
             "initialize": {"kind": "random"},
-            "lr": 0.1,
+            "lr": 0.05,
             "values_lr_ratio": 8.0,
             "beta1": 0.8,
             "beta2": 0.9,

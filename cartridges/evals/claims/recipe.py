@@ -32,8 +32,8 @@ def recipe(lab: Lab) -> Finding:
         "no frozen sink": {"frozen_slots": 0},
         "values only": {"trained": "values"},
         "keys only": {"trained": "keys"},
-        "a fifth of the learning rate": {"lr": 0.02},
-        "three times the learning rate": {"lr": 0.3},
+        "a fifth of the learning rate": {"lr": 0.01},
+        "three times the learning rate": {"lr": 0.15},
         "keys and values at one rate, 0.2": {"lr": 0.2, "values_lr_ratio": 1.0},
     }
     base = None
