@@ -120,6 +120,12 @@ def test_a_run_stopped_and_resumed_is_the_undisturbed_one(begun, undisturbed, at
         assert_same(run, undisturbed)
 
 
+def test_batches_made_by_other_processes_give_the_same_run(begun, undisturbed):
+    with open_run(begun, None, "cpu") as run:
+        train(run, 2)
+        assert_same(run, undisturbed)
+
+
 @pytest.mark.parametrize("began_fast", [True, False])
 def test_a_run_goes_on_in_the_precision_that_it_began_in(undisturbed, tmp_path, at_step, monkeypatch, began_fast):
     def train_where(is_fast, name):
