@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, list[str]]] = [
                 for name in "model precision attention cpu_flash flash losses packing compose mlp adapting lora "
                 "moments probe slots sharing matching reference_queries writer".split()
             ),
-            *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer".split()),
+            *(f"cartridges.pocket.{name}" for name in "attention batches model step tokenizer workers".split()),
         ],
     ),
     ("inference", ["cartridges.engine", "cartridges.engine.*", "cartridges.clients", "cartridges.clients.*"]),

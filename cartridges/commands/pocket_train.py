@@ -10,6 +10,7 @@ import click
 from cartridges.errors import InputError, InterruptedRun
 
 DEFAULT_PRESET = "small"
+MOST_WORKERS = 15  # what an H200 asks for
 
 
 @click.command()
@@ -18,7 +19,9 @@ DEFAULT_PRESET = "small"
 @click.option("--preset", help=f"tiny, small, bundled or base; a new run's default is {DEFAULT_PRESET}.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
-    "--workers", type=click.IntRange(0, 256), help="Processes that make batches: none beside a CPU, else a core each."
+    "--workers",
+    type=click.IntRange(0, 256),
+    help=f"Processes that make batches; default none on a CPU, else one fewer than cores, at most {MOST_WORKERS}.",
 )
 def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: str, workers: int | None) -> None:
     """Train the pocket model from nothing into the folder OUT, or go on with the run that OUT holds.
@@ -42,7 +45,7 @@ def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: s
             with open_run(out, config, None if device == "auto" else device) as run:
                 if run.is_finished:
                     click.echo(f"{out} is finished: {run.step} of {run.config.num_steps} steps.")
-                model = train(run, num_beside(run.device.type) if workers is None else workers)
+                model = train(run, workers_beside(run.device.type) if workers is None else workers)
     except KeyboardInterrupt:
         from cartridges.run_folder import resume_command
 
@@ -51,11 +54,11 @@ def command(out: Path, overrides: tuple[str, ...], preset: str | None, device: s
     click.echo(f"The model is in {model}. Measure it with: cartridges pocket eval --model {model}")
 
 
-def num_beside(device: str) -> int:
-    """How many processes keep the device in batches: all cores but one beside one that calculates by itself."""
+def workers_beside(device: str) -> int:
+    """How many processes keep a device in batches that does not calculate with the cores itself."""
     from cartridges.provenance import cores
 
-    return 0 if device == "cpu" else cores() - 1
+    return 0 if device == "cpu" else min(cores() - 1, MOST_WORKERS)
 
 
 @contextmanager

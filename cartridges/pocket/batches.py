@@ -1,20 +1,17 @@
 """Training batches: rows of fixed length, each one lesson, with a loss weight at every position that is learned.
 
-Shapes: B rows, T tokens, M targets. A batch is a function of its key alone, so a run resumes exactly, and processes can
-make batches ahead of a fast device.
+Shapes: B rows, T tokens, M targets. A batch is a function of its key alone, so a run resumes exactly.
 Chat pieces are tokenized apart and joined; special tokens split text, so this equals `apply_chat_template`.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cartridges.pocket.lessons import Lesson, Turn, draw_lesson
-from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.tokenizer import END, START
 from cartridges.rng import rng_of
 
@@ -32,7 +29,6 @@ UNCONCLUDED = {"ask", "json", "yaml", "summary", "creative", "unknown"}
 # sample of the positions only, with weight in proportion, to save the vocabulary projection.
 TEXT_WEIGHT = 0.05
 TEXT_SHARE = 0.125
-AHEAD = 8  # batches that each process makes before they are asked for
 
 
 class ChatEncoder:
@@ -166,42 +162,3 @@ def make_batch(
     )
     targets = ids[:, 1:].reshape(-1)[positions]
     return Batch(ids[:, :-1].copy(), positions, targets, weights, turns_flat[positions], kinds)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batches of a run, by the number of their step."""
-
-    encoder: ChatEncoder
-    config: PocketConfig
-
-    def __getitem__(self, step: int) -> Batch:
-        shape = self.config.shape_at(step)
-        num_targets = int(shape.rows * shape.length * self.config.target_share)
-        key = (self.config.seed, step)
-        return make_batch(self.encoder, key, shape.rows, shape.length, num_targets, shape.context_share)
-
-    def from_step(self, step: int, num_processes: int = 0) -> Iterator[Batch]:
-        """Those from `step` on, in their order; made ahead by processes beside this one, or, with 0, when asked for."""
-        steps = range(step, self.config.num_steps)
-        if not num_processes:
-            return (self[step] for step in steps)
-        from torch.utils.data import DataLoader
-
-        by_step: Any = self  # the loader asks for no more than __getitem__
-        as_it_is: Any = itself
-        return iter(
-            DataLoader(
-                by_step,
-                batch_size=None,
-                sampler=steps,
-                collate_fn=as_it_is,
-                num_workers=num_processes,
-                prefetch_factor=AHEAD,
-            )
-        )
-
-
-def itself(batch: Batch) -> Batch:
-    """The batch, which is one already; by its name other processes find this."""
-    return batch

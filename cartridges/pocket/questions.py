@@ -30,6 +30,7 @@ SUMMARY = ("Summarise what the text says about {s}.", "What do we know about {s}
 CREATIVE = ("Write a short rhyme about {s}.", "Write two lines of verse about {s}.")
 TRANSLATION = ("Translate into {language}: {clause}", "How do you say this in {language}: {clause}")
 LETTERS = "ABCD"
+LAST_NAME_SHARE = 0.15  # of the questions that look up something of a person
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _draw_lookup(rng: Random, context: Context) -> Question | None:
 def _called(rng: Random, context: Context, subject: str) -> str:
     """The subject's name, now and then the last name alone."""
     last = subject.split()[-1]
-    return last if context.short_names.get(last) == subject and rng.random() < 0.15 else subject
+    return last if context.short_names.get(last) == subject and rng.random() < LAST_NAME_SHARE else subject
 
 
 def _draw_reverse(rng: Random, context: Context) -> Question | None:

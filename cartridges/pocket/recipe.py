@@ -1,7 +1,7 @@
 """The recipe of the pocket model: its shape, its curriculum of lengths and its learning rates, as presets.
 
-`bundled` is the recipe of the bundled weights, for a CUDA device; `small` trains a model of their size on two cores of
-a CPU, on a thirtieth of the tokens.
+`bundled` is that of the bundled weights but for what their card tells, for a CUDA device; `small` trains a model of
+their size on two cores of a CPU, on a thirtieth of the tokens.
 """
 
 from collections.abc import Mapping

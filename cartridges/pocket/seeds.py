@@ -37,9 +37,9 @@ SEED_PROMPTS: dict[str, tuple[str, ...]] = {
 BOUND = "{prompt}\n\nIt is about this part:\n{passage}"
 EMPTY_SHARE = 0.08  # of the bound prompts in lessons: the passage tells nothing, and the message is about anything else
 
-# Of messages that look up something of a person, beyond those drawn so: people are asked about by their last names
-# more often than the text names them so, and a message copies the text unless it has learned to do otherwise.
-LAST_NAME_SHARE = 0.15
+# Of the messages that look up something of a person and name them in full, so many name the last name after all: the
+# text has whole names, and a message copies the text unless it has learned to do otherwise.
+MORE_LAST_NAMES = 0.15
 
 USE_CASES = (
     "I am writing a letter.",
@@ -88,7 +88,7 @@ def by_last_name(rng: Random, context: Context, question: Question) -> Question:
         return question
     subject = question.needs[0].subject
     last = subject.split()[-1]
-    if context.short_names.get(last) != subject or rng.random() >= LAST_NAME_SHARE:
+    if context.short_names.get(last) != subject or rng.random() >= MORE_LAST_NAMES:
         return question
     return replace(question, text=question.text.replace(subject, last))
 

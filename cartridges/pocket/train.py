@@ -13,6 +13,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +27,11 @@ from cartridges.errors import CartridgesError, ConfigError, FormatError, InputEr
 from cartridges.log import Bar, MetricsLog, plot_curves, progress
 from cartridges.pocket import MANIFEST
 from cartridges.pocket.attention import register
-from cartridges.pocket.batches import Batch, Batches, ChatEncoder
+from cartridges.pocket.batches import Batch, ChatEncoder
 from cartridges.pocket.recipe import PocketConfig, Shape
 from cartridges.pocket.step import Optimizers, accuracy_by_kind, build_model, make_loss
 from cartridges.pocket.tokenizer import sample_texts, train_tokenizer
+from cartridges.pocket.workers import BatchMaker, batches_from
 from cartridges.precision import check_resumed, precision_of
 from cartridges.provenance import provenance
 from cartridges.run_folder import (
@@ -99,7 +101,6 @@ class Run:
         self.multiply_in(precision_of("auto", torch.float32, self.device))
         self.step = 0
         self.recent = Recent()
-        self.batches: Iterator[Batch] | None = None
 
     def multiply_in(self, precision: str) -> None:
         """Have products in bf16 or fp32 from here on."""
@@ -213,15 +214,8 @@ class Run:
             raise ValueError(f"step {state['step']!r}")
         self.step, self.recent = state["step"], Recent(**state.get("recent", {}))
 
-    def make_batches(self, num_processes: int = 0) -> None:
-        """Have the batches from here on made by `num_processes` processes beside this one, or by this one with 0."""
-        self.batches = Batches(self.encoder, self.config).from_step(self.step, num_processes)
-
-    def train_step(self) -> tuple[float, float, dict[str, tuple[int, int]]]:
-        """One step; gives the loss, the loss on answers alone (nats a token) and the accuracy by kind."""
-        if self.batches is None:
-            self.make_batches()
-        batch = next(cast(Iterator[Batch], self.batches))
+    def train_step(self, batch: Batch) -> tuple[float, float, dict[str, tuple[int, int]]]:
+        """One step on its batch; gives the loss, the loss on answers alone (nats a token), the accuracy by kind."""
         if not batch.weights_M.any():
             length = self.config.shape_at(self.step).length
             raise CartridgesError(
@@ -321,19 +315,22 @@ def open_run(folder: Path, config: PocketConfig | None, device: str | None = Non
         return run
 
 
-def train(run: Run, num_processes: int = 0) -> Path:
+def train(run: Run, num_workers: int = 0) -> Path:
     """Train to the end and export; gives the folder of the model. A stop at any moment loses no saved step.
 
-    `num_processes` make the batches ahead; with 0 this one makes them. The curve is the same.
+    Batches are made ahead by `num_workers` other processes, or by this one with 0; the run is the same.
     """
     with disk_errors_told(run.folder):
         if not run.is_trained:
-            run.make_batches(num_processes)
             with MetricsLog(run.folder / "metrics.jsonl") as metrics:
                 metrics.truncate_after(run.step)
-                with progress("training pocket", run.config.num_steps) as bar, StopSignals() as stop:
+                with (
+                    progress("training pocket", run.config.num_steps) as bar,
+                    StopSignals() as stop,
+                    batches_from(BatchMaker(run.encoder, run.config), run.step, num_workers) as batches,
+                ):
                     bar.advance(run.step, "resumed" if run.step else "starting")
-                    loop(run, metrics, bar, stop)
+                    loop(run, batches, metrics, bar, stop)
             shutil.rmtree(run.exported, ignore_errors=True)  # of a run begun anew; must not outlive the next line
             run.save()
         if not run.is_finished:
@@ -346,7 +343,7 @@ def train(run: Run, num_processes: int = 0) -> Path:
     return run.exported
 
 
-def loop(run: Run, metrics: MetricsLog, bar: Bar, stop: StopSignals) -> None:
+def loop(run: Run, batches: Iterator[Batch], metrics: MetricsLog, bar: Bar, stop: StopSignals) -> None:
     """Step until the end; log sums over `log_every` steps, save every `checkpoint_every`.
 
     The line of a step is written before its checkpoint, so a checkpoint never lacks a line, and lines that are ahead of
@@ -355,7 +352,7 @@ def loop(run: Run, metrics: MetricsLog, bar: Bar, stop: StopSignals) -> None:
     config = run.config
     while not run.is_trained:
         shape, started = config.shape_at(run.step), time.monotonic()
-        loss, answer_loss, kinds = told_step(run)
+        loss, answer_loss, kinds = told_step(run, next_batch(run, batches, stop))
         run.recent.add((loss, answer_loss), kinds, shape, time.monotonic() - started)
         note = ""
         if run.step % config.log_every == 0 or run.is_trained:
@@ -364,17 +361,31 @@ def loop(run: Run, metrics: MetricsLog, bar: Bar, stop: StopSignals) -> None:
             run.recent = Recent()
         bar.advance(1, note)
         if stop.asked and not run.is_trained:
-            run.save()
-            go_on = resume_command("pocket train", run.folder)
-            raise InterruptedRun(f"stopped at step {run.step} of {config.num_steps}; go on with: {go_on}")
+            raise interrupted(run)
         if run.step % config.checkpoint_every == 0:
             run.save()
 
 
-def told_step(run: Run) -> tuple[float, float, dict[str, tuple[int, int]]]:
+def interrupted(run: Run) -> InterruptedRun:
+    """What to raise once the run is saved, which this does."""
+    run.save()
+    told = f"stopped at step {run.step} of {run.config.num_steps}"
+    return InterruptedRun(f"{told}; go on with: {resume_command('pocket train', run.folder)}")
+
+
+def next_batch(run: Run, batches: Iterator[Batch], stop: StopSignals) -> Batch:
+    """The batch of the step; a stop that reached the processes that make batches, too, is a stop."""
+    try:
+        return next(batches)
+    except BrokenProcessPool as error:
+        told = f"a process that makes batches died before step {run.step}; give the same command with fewer --workers"
+        raise (interrupted(run) if stop.asked else CartridgesError(told)) from error
+
+
+def told_step(run: Run, batch: Batch) -> tuple[float, float, dict[str, tuple[int, int]]]:
     """A step, with the errors of the machine told in one line."""
     try:
-        return run.train_step()
+        return run.train_step(batch)
     except RuntimeError as error:
         from torch._dynamo.exc import BackendCompilerFailed
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -31,6 +32,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         text=True,
         env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's children may ignore it
+        start_new_session=True,
     )
 
 
@@ -79,14 +81,21 @@ def curve(folder: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_process_stopped_at_a_random_step_loses_nothing(tmp_path, undisturbed, call, number):
+def test_a_process_stopped_at_a_random_step_loses_nothing(tmp_path, undisturbed, call, number, workers):
     out = tmp_path / "run"
-    process = start(str(out), "--preset", "tiny", "--device", "cpu", *OVERRIDES)
+    process = start(str(out), "--preset", "tiny", "--device", "cpu", "--workers", str(workers), *OVERRIDES)
     at_line = random.SystemRandom().randint(3, 10)
     wait_for_lines(out, at_line, process)
-    process.send_signal(number)
+    members = psutil.Process(process.pid).children()
+    assert len(members) >= workers
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)  # as a terminal and a service manager do
     stdout, stderr = process.communicate()
+    assert not psutil.wait_procs(members, timeout=20)[1], "workers outlive the process that began them"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:

@@ -13,14 +13,12 @@ from cartridges.pocket.batches import (
     TEXT_SHARE,
     TEXT_WEIGHT,
     Batch,
-    Batches,
     ChatEncoder,
     encode_lesson,
     make_batch,
     split_conclusion,
 )
 from cartridges.pocket.lessons import KIND_SHARES, Lesson, Turn, draw_lesson
-from cartridges.pocket.recipe import PocketConfig
 from cartridges.pocket.tokenizer import END, START
 from cartridges.rng import rng_of
 
@@ -213,11 +211,3 @@ def test_every_row_has_an_answer_though_documents_are_long(encoder):
     crowded = make_batch(encoder, (0, 1), 8, T, 2000, 0.99)
     rows = crowded.positions_M[crowded.turns_M > 0] // T
     assert set(rows) == set(range(8))
-
-
-def test_batches_made_ahead_are_those_made_when_asked_for(encoder):
-    config = PocketConfig.resolve("tiny")
-    asked, ahead = (Batches(encoder, config).from_step(5, num_processes) for num_processes in (0, 2))
-    for mine, made in zip(asked, ahead, strict=True):
-        assert same(mine, made)
-    assert same(next(Batches(encoder, config).from_step(9)), mine)
