@@ -14,8 +14,7 @@ from cartridges.pocket.families import make_context
 from cartridges.pocket.items import draw_questions, item_of
 
 FACTOR, NUM_QUESTIONS = 8, 80
-# In half as many steps slots still say of a sixth of what they were asked of that they do not know it.
-STUDY = ["synthesize.num_conversations=2048", "train.epochs=6"]
+STUDY = ["synthesize.num_conversations=2048", "train.epochs=3"]
 NAMES = ("whole", "second", "third")  # together, as one cartridge may by chance answer 5 points more than the next
 CPU_S = 2 * 180  # three minutes on two cores, each
 
