@@ -10,7 +10,7 @@ import click
 from cartridges.errors import InputError, InterruptedRun
 
 DEFAULT_PRESET = "small"
-MOST_WORKERS = 15  # what an H200 asks for
+MOST_WORKERS = 15  # as many as the bundled weights had beside an H200
 
 
 @click.command()

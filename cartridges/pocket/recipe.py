@@ -31,6 +31,22 @@ class Phase(Config):
     shapes: list[Shape] = Field(min_length=1)
 
 
+LENGTHS: tuple[Mapping[str, Any], ...] = (
+    {"length": 256},
+    {"length": 512, "weight": 10},
+    {"length": 1024, "weight": 5, "context_share": 0.75},
+    {"length": 2432, "weight": 3, "context_share": 0.88},
+    {"length": 4480, "weight": 1.5, "context_share": 0.92},
+    {"length": 8192, "weight": 0.75, "context_share": 0.94},
+)
+
+
+def curriculum(steps: tuple[int, int], rows: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Short rows until reading has been learned, then a mixture of longer ones; `rows` of a batch by LENGTHS."""
+    short, *mixture = [{**shape, "rows": num} for shape, num in zip(LENGTHS, rows, strict=False)]
+    return [{"steps": steps[0], "shapes": [short]}, {"steps": steps[1], "shapes": mixture}]
+
+
 class PocketConfig(Config):
     """What of a run can be chosen; the lessons themselves and their weights are code (`lessons.py`, `batches.py`)."""
 
@@ -75,34 +91,9 @@ class PocketConfig(Config):
             "log_every": 1,
             "compile": False,
         },
-        "small": {
-            "phases": [
-                {"steps": 600, "shapes": [{"length": 256, "rows": 48}]},
-                {
-                    "steps": 1650,
-                    "shapes": [
-                        {"length": 512, "rows": 24, "weight": 10},
-                        {"length": 1024, "rows": 12, "weight": 5, "context_share": 0.75},
-                        {"length": 2432, "rows": 5, "weight": 3, "context_share": 0.88},
-                        {"length": 4480, "rows": 3, "weight": 1.5, "context_share": 0.92},
-                    ],
-                },
-            ],
-        },
+        "small": {"phases": curriculum((600, 1650), (48, 24, 12, 5, 3))},
         "bundled": {
-            "phases": [
-                {"steps": 1200, "shapes": [{"length": 256, "rows": 384}]},
-                {
-                    "steps": 7500,
-                    "shapes": [
-                        {"length": 512, "rows": 192, "weight": 10},
-                        {"length": 1024, "rows": 96, "weight": 5, "context_share": 0.75},
-                        {"length": 2432, "rows": 40, "weight": 3, "context_share": 0.88},
-                        {"length": 4480, "rows": 22, "weight": 1.5, "context_share": 0.92},
-                        {"length": 8192, "rows": 12, "weight": 0.75, "context_share": 0.94},
-                    ],
-                },
-            ],
+            "phases": curriculum((1200, 7500), (384, 192, 96, 40, 22, 12)),
             "warmup_steps": 100,
             "checkpoint_every": 1000,
             "log_every": 50,
@@ -113,18 +104,7 @@ class PocketConfig(Config):
             "mlp_size": 1024,
             "num_heads": 6,
             "num_kv_heads": 2,
-            "phases": [
-                {"steps": 1500, "shapes": [{"length": 256, "rows": 192}]},
-                {
-                    "steps": 4600,
-                    "shapes": [
-                        {"length": 512, "rows": 96, "weight": 10},
-                        {"length": 1024, "rows": 48, "weight": 5, "context_share": 0.75},
-                        {"length": 2432, "rows": 20, "weight": 3, "context_share": 0.88},
-                        {"length": 4480, "rows": 12, "weight": 1.5, "context_share": 0.92},
-                    ],
-                },
-            ],
+            "phases": curriculum((1500, 4600), (192, 96, 48, 20, 12)),
         },
     }
 

@@ -21,6 +21,7 @@ from cartridges.pocket.batches import (
 from cartridges.pocket.lessons import KIND_SHARES, Lesson, Turn, draw_lesson
 from cartridges.pocket.tokenizer import END, START
 from cartridges.rng import rng_of
+from tests.pocket.equality import same
 
 B, T, M = 6, 384, 2000
 CONTEXT_SHARE = 0.6
@@ -41,11 +42,6 @@ def answer_texts(batch: Batch, tokenizer) -> dict[int, str]:
     return {
         int(turn): tokenizer.decode(batch.targets_M[batch.turns_M == turn]) for turn in np.unique(batch.turns_M) if turn
     }
-
-
-def same(a: Batch, b: Batch) -> bool:
-    arrays = ("inputs_BT", "positions_M", "targets_M", "weights_M", "turns_M")
-    return a.kinds == b.kinds and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays)
 
 
 @pytest.mark.parametrize(

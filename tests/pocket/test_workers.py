@@ -4,14 +4,14 @@ import os
 import signal
 from multiprocessing import active_children
 
-import numpy as np
 import pytest
 
 from cartridges.errors import CartridgesError
-from cartridges.pocket.batches import Batch, ChatEncoder
+from cartridges.pocket.batches import ChatEncoder
 from cartridges.pocket.recipe import PocketConfig
-from cartridges.pocket.train import open_run, train
+from cartridges.pocket.train import Run, open_run, train
 from cartridges.pocket.workers import BatchMaker, batches_from
+from tests.pocket.equality import same
 
 CONFIG = PocketConfig.resolve("tiny")
 
@@ -19,13 +19,6 @@ CONFIG = PocketConfig.resolve("tiny")
 @pytest.fixture(scope="module")
 def make(tiny_tokenizer) -> BatchMaker:
     return BatchMaker(ChatEncoder(tiny_tokenizer), CONFIG)
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return a.kinds == b.kinds and all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("inputs_BT", "positions_M", "targets_M", "weights_M", "turns_M")
-    )
 
 
 def test_they_are_those_that_are_made_when_asked_for(make):
@@ -49,7 +42,7 @@ def test_workers_end_where_the_run_does_not(make):
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
-    real, killed = make_step(), []
+    real, killed = Run.train_step, []
 
     def train_step(run, batch):
         if run.step == 2:
@@ -58,7 +51,7 @@ def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
                 os.kill(child.pid, signal.SIGKILL)
         return real(run, batch)
 
-    monkeypatch.setattr("cartridges.pocket.train.Run.train_step", train_step)
+    monkeypatch.setattr(Run, "train_step", train_step)
     config = PocketConfig.resolve("tiny", None, ["phases=[{steps: 40, shapes: [{length: 256, rows: 2}]}]"])
     with open_run(tmp_path / "run", config, "cpu") as run:
         with pytest.raises(CartridgesError, match=r"^a process that makes batches died before step \d+; give"):
@@ -69,9 +62,3 @@ def test_a_worker_that_dies_is_one_line(tmp_path, monkeypatch):
     with open_run(tmp_path / "run", None, "cpu") as run:
         train(run, num_workers=1)
         assert run.is_finished
-
-
-def make_step():
-    from cartridges.pocket.train import Run
-
-    return Run.train_step
