@@ -171,13 +171,13 @@ def _draw_lookup(rng: Random, context: Context) -> Question | None:
         return None
     fact = rng.choice(context.singles)
     form = rng.choice(lookup_forms(fact.relation))
-    return lookup(fill_lookup(form, fact.relation, _called(rng, context, fact.subject)), fact)
+    return lookup(fill_lookup(form, fact.relation, called(rng, context, fact.subject, LAST_NAME_SHARE)), fact)
 
 
-def _called(rng: Random, context: Context, subject: str) -> str:
-    """The subject's name, now and then the last name alone."""
+def called(rng: Random, context: Context, subject: str, last_name_share: float) -> str:
+    """The subject's name, now and then a person's last name alone."""
     last = subject.split()[-1]
-    return last if context.short_names.get(last) == subject and rng.random() < LAST_NAME_SHARE else subject
+    return last if context.short_names.get(last) == subject and rng.random() < last_name_share else subject
 
 
 def _draw_reverse(rng: Random, context: Context) -> Question | None:

@@ -7,7 +7,7 @@ creative.
 from dataclasses import replace
 from random import Random
 
-from cartridges.pocket.questions import Question, draw
+from cartridges.pocket.questions import Question, called, draw
 from cartridges.pocket.world import Context
 
 SEED_PROMPTS: dict[str, tuple[str, ...]] = {
@@ -87,10 +87,7 @@ def by_last_name(rng: Random, context: Context, question: Question) -> Question:
     if question.kind not in ("lookup", "multiple_choice"):
         return question
     subject = question.needs[0].subject
-    last = subject.split()[-1]
-    if context.short_names.get(last) != subject or rng.random() >= MORE_LAST_NAMES:
-        return question
-    return replace(question, text=question.text.replace(subject, last))
+    return replace(question, text=question.text.replace(subject, called(rng, context, subject, MORE_LAST_NAMES)))
 
 
 def bound(prompt: str, passage: str) -> str:
